@@ -1,0 +1,1 @@
+"""The commands: a tool parses, calls one function of the library, and prints."""
