@@ -185,3 +185,40 @@ def describe(error: BaseException, *, tool: str, name: str | None = None) -> str
     if fix:
         lines.append(f"  fix    {fix}")
     return "\n".join(lines)
+
+
+def dump(error: BaseException) -> str:
+    """An error as a Python literal, for the process that waits for a daemonized start."""
+    fields = {
+        name: getattr(error, name, None)
+        for name in ("fix", "errno", "step", "phase", "side", "number", "total", "call", "key", "now", "wanted")
+    }
+    fields["message"] = error.message if isinstance(error, AtollError) else reason(error)
+    origin = getattr(error, "origin", None)
+    fields["origin"] = origin.as_dict() if origin is not None else None
+    restored = getattr(error, "restored", None)
+    fields["restored"] = restored.as_dict() if restored is not None else None
+    return repr((type(error).__name__, fields))
+
+
+def load(text: str) -> AtollError:
+    """The error that `dump` wrote; other exceptions than ours come back as HostError. Raises ValueError."""
+    from ast import literal_eval  # noqa: PLC0415 - failure only
+
+    kind, fields = literal_eval(text)
+    message, fix = fields["message"], fields["fix"]
+    origin = Origin(**fields["origin"]) if fields["origin"] else None
+    if kind == "StepError":
+        names = ("step", "phase", "side", "number", "total", "call", "errno")
+        return StepError(
+            message,
+            fix=fix,
+            origin=origin,
+            restored=Restored(**fields["restored"]) if fields["restored"] else None,
+            **{name: fields[name] for name in names},
+        )
+    if kind == "ConfigError":
+        return ConfigError(message, key=fields["key"], origin=origin, fix=fix)
+    if kind == "StateError":
+        return StateError(message, now=fields["now"], wanted=fields["wanted"], fix=fix)
+    return HostError(message, fix=fix, errno=fields["errno"])

@@ -53,6 +53,7 @@ class Timing:
 
     def __init__(self) -> None:
         self.spans: list[tuple[int, int, int]] = []
+        self.places: Sequence[Placed] = ()
         self._begin = 0
 
     def before(self, place: Placed) -> None:

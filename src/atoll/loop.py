@@ -66,6 +66,10 @@ class Loop:
                 self.forget(fd)
         return tuple(ready)
 
+    def fileno(self) -> int:
+        """The epoll descriptor."""
+        return self._epoll.fileno()
+
     def close(self) -> None:
         """Close the epoll descriptor; what was watched stays open."""
         self._callbacks.clear()

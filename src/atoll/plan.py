@@ -218,9 +218,12 @@ class Plan(Record):
             for host_step in phase.monitor:
                 yield phase.name, MONITOR, host_step
 
-    def check(self) -> None:
-        """Verify that every step's needs are filled before it, on its own side. Raises ValueError."""
-        filled: dict[str, set[Slot[Any]]] = {MONITOR: set(), INIT: set()}
+    def check(self, given: Sequence[Slot[Any]] = ()) -> None:
+        """Verify that every step's needs are filled before it, on its own side. Raises ValueError.
+
+        `given` are slots that the monitor fills before the plan runs.
+        """
+        filled: dict[str, set[Slot[Any]]] = {MONITOR: set(given), INIT: set()}
         cloned = False
         for place in self.placed():
             side = filled[place.side]

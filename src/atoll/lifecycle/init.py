@@ -1,0 +1,295 @@
+"""The last steps of init: standard descriptors, session, and the exec; or the small init that runs one command.
+
+Init steps only: nothing here may import, log or look up users. Sources: execve(2), setsid(2), tty_ioctl(4), reference of
+LXC sections 1.6 (end of the child's column) and 11.4 (the init of lxc-execute).
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR
+
+from atoll.errors import HostError, reason
+from atoll.lifecycle.spawn import FAILURE
+from atoll.linux import files, process
+from atoll.plan import SYNC, InitStep
+from atoll.resources.credentials import INIT_ENVIRONMENT
+from atoll.resources.terminal import CONSOLE_PEER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from atoll.plan import Handler, Start
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ELF_MACHINES = {3: "i386", 8: "mips", 20: "powerpc", 21: "powerpc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 258: "loongarch64"}
+LOOP_SIGNAL_MASK = (1 << 64) - 1
+
+
+def stdio(start: Start) -> tuple[InitStep, ...]:
+    """0, 1 and 2 of init: given descriptors, the console, or /dev/null; and a session of its own."""
+    given = start.stdio
+    if given is None and not start.console and not start.daemon:
+        given = (0, 1, 2)
+    return (TakeStdio(given=given, console=start.console), NewSession())
+
+
+def execute(start: Start, *, listen_fds: int = 0, linger: bool = False) -> tuple[InitStep, ...]:
+    """The step that ends the plan on init's side."""
+    if start.init_loop:
+        return (RunCommand(argv=start.argv, linger=linger),)
+    return (ExecInit(argv=start.argv, listen_fds=listen_fds),)
+
+
+class TakeStdio(InitStep):
+    """Put the console, or what the caller gave, on descriptors 0 to 2.
+
+    Of given descriptors only those that are terminals are replaced by the console, so that a pipe beside a terminal stays
+    a pipe and output comes back unmixed.
+    """
+
+    given: tuple[int, int, int] | None = None
+    console: bool = False
+
+    def explain(self) -> str:
+        """Say what they become."""
+        if self.given is not None:
+            return "give init the caller's standard descriptors" + (
+                ", the console in place of terminals" if self.console else ""
+            )
+        return f"give init {'the console' if self.console else '/dev/null'} as standard descriptors"
+
+    def apply(self, h: Handler) -> None:
+        """Duplicate."""
+        peer = h.get(CONSOLE_PEER)
+        if self.given is None:
+            self._take_one(peer)
+            return
+        sources = list(self.given)
+        if peer is not None:
+            sources = [peer.fileno() if fd < 0 or os.isatty(fd) else fd for fd in sources]
+        held = [os.dup(fd) for fd in sources]
+        for number, fd in enumerate(held):
+            os.dup2(fd, number)
+            os.close(fd)
+
+    def _take_one(self, peer: files.OwnedFd | None) -> None:
+        if peer is not None:
+            for number in range(3):
+                os.dup2(peer.fileno(), number)
+            return
+        with files.open_fd("/dev/null", os.O_RDWR) as null:
+            for number in range(3):
+                os.dup2(null.fileno(), number)
+
+
+class NewSession(InitStep):
+    """Become leader of a session without a controlling terminal."""
+
+    def explain(self) -> str:
+        """Say it."""
+        return "start a session"
+
+    def apply(self, h: Handler) -> None:
+        """One setsid(2)."""
+        del h
+        os.setsid()
+
+
+class ExecInit(InitStep):
+    """Execute the container's init. On success this process is the container's own."""
+
+    argv: tuple[str, ...]
+    listen_fds: int = 0
+    needs = (INIT_ENVIRONMENT,)
+
+    def explain(self) -> str:
+        """Show the command."""
+        return f"execute {' '.join(self.argv)}"
+
+    def apply(self, h: Handler) -> None:
+        """Mark all other descriptors close-on-exec, reset signals, execute. Raises HostError with the cause."""
+        environment = h[INIT_ENVIRONMENT]
+        process.close_range(3, ~0 & 0xFFFFFFFF, cloexec=True)
+        for fd in range(3, 3 + self.listen_fds):
+            os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's signature
+        process.reset_signals()
+        execute_program(self.argv, environment)
+
+
+class RunCommand(InitStep):
+    """Be a small init: run one command in a session of its own, forward signals, reap, exit with its status.
+
+    Without it a command would be process 1 itself, for which the kernel ignores every signal that it has no handler for:
+    ctrl-C would do nothing. `linger` waits for the command's orphans too, as lxc-execute does.
+    """
+
+    argv: tuple[str, ...]
+    linger: bool = False
+    needs = (INIT_ENVIRONMENT, SYNC)
+
+    def explain(self) -> str:
+        """Show the command."""
+        return f"be init, and run {' '.join(self.argv)}"
+
+    def apply(self, h: Handler) -> None:
+        """Never returns."""
+        process.set_name("init")
+        process.set_signal_mask(LOOP_SIGNAL_MASK)
+        signals = process.signalfd(LOOP_SIGNAL_MASK)
+        environment = h[INIT_ENVIRONMENT]
+        child = process.clone(lambda: self._become(h, environment))
+        link = h[SYNC]
+        keep = signals.fileno()
+        _close_all_but(keep)
+        del link
+        _loop(child.pid, keep, linger=self.linger)
+
+    def _become(self, h: Handler, environment: dict[str, str]) -> None:
+        os.setsid()
+        if os.isatty(0):
+            process.set_controlling_terminal(0)
+        process.close_range(3, ~0 & 0xFFFFFFFF, cloexec=True)
+        process.reset_signals()
+        process.set_signal_mask(0)
+        try:
+            execute_program(self.argv, environment)
+        except BaseException as error:  # noqa: BLE001 - the monitor must hear whatever it was
+            h[FAILURE](error)
+        os._exit(127)
+
+
+def _close_all_but(keep: int) -> None:
+    if keep > 3:
+        process.close_range(3, keep - 1)
+    process.close_range(keep + 1, ~0 & 0xFFFFFFFF)
+
+
+def _loop(command: int, signals: int, *, linger: bool) -> None:
+    """Reap and forward until the command has ended (with `linger`: until no child is left). Never returns."""
+    result = -1
+    os.set_blocking(signals, True)  # noqa: FBT003 - the standard library's signature
+    while True:
+        info = process.read_signal(signals)
+        if info is None:
+            continue
+        if info.signal != process.SIGCHLD:
+            _forward(info.signal, command, ended=result >= 0)
+            continue
+        alive = True
+        while alive:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os._exit(max(result, 0))
+            alive = pid != 0
+            if pid == command:
+                result = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+                if not linger:
+                    os._exit(result)
+
+
+def _forward(number: int, command: int, *, ended: bool) -> None:
+    if number in (process.SIGTERM, process.SIGPWR) and ended:
+        _kill(-1, process.SIGTERM)
+    elif number == process.SIGPWR:
+        _kill(-1, process.SIGTERM)
+    elif not ended:
+        _kill(command, number)
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return  # it ended in this moment
+
+
+def execute_program(argv: tuple[str, ...], environment: dict[str, str]) -> None:
+    """execve with a search of PATH inside the container. Raises HostError that says why; never returns otherwise."""
+    last: OSError | None = None
+    for path in _candidates(argv[0], environment):
+        try:
+            os.execve(path, list(argv), environment)  # noqa: S606 - no shell is wanted here
+        except OSError as error:
+            if last is None or error.errno not in (ENOENT, ENOTDIR):
+                last = error
+                failed = path
+            if error.errno not in (ENOENT, ENOTDIR, EACCES):
+                break
+    if last is None:
+        raise HostError("there is no command to execute", errno=ENOENT)
+    raise _explained(argv[0], failed, last)
+
+
+def _candidates(program: str, environment: dict[str, str]) -> tuple[str, ...]:
+    if "/" in program:
+        return (program,)
+    path = environment.get("PATH", DEFAULT_PATH)
+    return tuple(f"{directory or '.'}/{program}" for directory in path.split(":"))
+
+
+def _explained(program: str, path: str, error: OSError) -> HostError:
+    what = f"cannot execute {program}"
+    if error.errno == ENOENT:
+        if not os.path.lexists(path):
+            return HostError(
+                f"{what}: it does not exist in the container",
+                errno=ENOENT,
+                fix="install it in the root file system, or name another program (lxc.init.cmd, lxc.execute.cmd or the arguments)",
+            )
+        return HostError(f"{what}: {_missing_interpreter(path)}", errno=ENOENT)
+    if error.errno == EACCES:
+        return HostError(f"{what}: {_why_denied(path)}", errno=EACCES, fix=f"chmod +x {path} in the root file system")
+    if error.errno == ENOEXEC:
+        return HostError(f"{what}: {_why_no_format(path)}", errno=ENOEXEC)
+    if error.errno == ELOOP:
+        return HostError(f"{what}: too many symbolic links", errno=ELOOP)
+    return HostError(f"{what}: {reason(error)}", errno=error.errno)
+
+
+def _head(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def _missing_interpreter(path: str) -> str:
+    head = _head(path)
+    if head.startswith(b"#!"):
+        line = head[2:].split(b"\n")[0].strip().decode("utf-8", "replace")
+        return f"its interpreter {line.split(' ')[0]} does not exist in the container"
+    if head.startswith(b"\x7fELF"):
+        return "its dynamic loader does not exist in the container"
+    return "something that it needs does not exist in the container"
+
+
+def _why_denied(path: str) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return reason(error)
+    if mode & 0o170000 == 0o040000:
+        return "it is a directory"
+    if not mode & 0o111:
+        return f"it is not executable (mode {mode & 0o7777:04o})"
+    return "permission denied (mode, file system mounted noexec, or security module)"
+
+
+def _why_no_format(path: str) -> str:
+    head = _head(path)
+    if head.startswith(b"\x7fELF") and len(head) > 20:
+        order = "little" if head[5] == 1 else "big"
+        machine = int.from_bytes(head[18:20], order)  # type: ignore[arg-type]  # one of the two literals
+        name = ELF_MACHINES.get(machine, f"ELF machine {machine}")
+        own = os.uname().machine
+        if name != own:
+            return f"it is built for {name} and this machine is {own}"
+        return "the kernel cannot run this ELF file"
+    if not head:
+        return "it is empty"
+    return "it is neither an ELF file nor a script that begins with #!"

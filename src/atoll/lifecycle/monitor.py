@@ -1,0 +1,458 @@
+"""The monitor: the process that owns containers. Event loop, states, signals, stop, reboot, taking back.
+
+One process may own one container (a tool's default) or several. Not the order of steps (sequence.py), not the two sides of
+the clone (spawn.py). Sources: reference of LXC sections 1.3 F-G, 1.5, 1.6 (lxc_end, signals).
+"""
+
+from __future__ import annotations
+
+import os
+
+from atoll import errors, executor
+from atoll.errors import AtollError, Interrupted, Restored, StepError
+from atoll.executor import Journal
+from atoll.lifecycle import commands, sequence, spawn, states
+from atoll.linux import files, process
+from atoll.log import get_logger
+from atoll.plan import CHILD, Handler
+from atoll.records import Record
+from atoll.resources import cgroup, network, terminal
+from atoll.resources.lifetime import Signals as SignalKeys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from atoll.config.text import Config
+    from atoll.executor import Observer
+    from atoll.host import Host
+    from atoll.lifecycle.sequence import Facts, Wish
+    from atoll.linux.files import OwnedFd
+    from atoll.linux.process import ExitStatus
+    from atoll.loop import Loop
+    from atoll.plan import Plan, Start
+
+log = get_logger(__name__)
+
+UNBLOCKED = ("SIGILL", "SIGSEGV", "SIGBUS")
+IMPATIENCE = 3
+"""So many SIGINTs to a foreground monitor without a terminal kill the container."""
+
+
+class Request(Record):
+    """All that is known of a container to be started: the wish, its configuration, the machine, the look-ups."""
+
+    config: Config
+    host: Host
+    wish: Wish
+    gather: Callable[[], Facts]
+    """Looks up Facts; called again at each reboot."""
+    observers: tuple[Observer, ...] = ()
+    journal: str | None = None
+    """The journal's path; None keeps it in memory only."""
+
+
+class Outcome(Record):
+    """How a container ended: init's status, whether it asked for a reboot, what taking back did."""
+
+    status: ExitStatus
+    reboot: bool
+    restored: Restored
+
+    @property
+    def exit_code(self) -> int:
+        """As lxc-start -F: the exit code; 0 for a halt (SIGINT) or reboot (SIGHUP); 128+N for other signals."""
+        if not self.status.exited and self.status.value in (process.SIGINT, process.SIGHUP):
+            return 0
+        return self.status.shell
+
+
+class Running:
+    """One container that this process owns, from STARTING to STOPPED. Satisfies states.Owner and commands.Container."""
+
+    def __init__(self, loop: Loop, request: Request) -> None:
+        self.loop = loop
+        self.request = request
+        self.name = request.wish.name
+        self.lxcpath = request.wish.lxcpath
+        self.state = commands.STOPPED
+        self.outcome: Outcome | None = None
+        self.restored = Restored(total=0, undone=0)
+        self.server: commands.CommandServer | None = None
+        self.handler = Handler()
+        self.journal = Journal()
+        self.start: Start | None = None
+        self.relay: terminal.Relay | None = None
+        self.leases: terminal.TtyLeases | None = None
+        self.starting = False
+        self._sent: tuple[OwnedFd, ...] = ()
+        self.extra_fds: tuple[int, ...] = ()
+        """More descriptors of the monitor's that init must not keep (signals)."""
+
+    # -- from STARTING to RUNNING ------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Run the start plan. Raises StepError, ConfigError, HostError or Interrupted; the host is then as before."""
+        request = self.request
+        facts = request.gather()
+        self.start = start = sequence.decide(request.config, request.host, request.wish, facts)
+        plan = sequence.start(request.config, request.host, start, facts, request.wish)
+        self.handler = Handler(report=_report, wait=self.loop.wait)
+        self.handler[states.OWNER] = self
+        self.handler[spawn.MONITOR_FDS] = self._private_fds
+        self.journal = self._open_journal(start)
+        self.starting = True
+        try:
+            spawn.conduct(plan, self.handler, journal=self.journal, observers=request.observers)
+            self.starting = False
+            self._serve()
+        except BaseException as error:
+            self.starting = False
+            self._abort(error)
+            raise
+
+    def _open_journal(self, start: Start) -> Journal:
+        path = self.request.journal
+        if path is None:
+            return Journal()
+        files.make_directories(None, os.path.dirname(path), 0o700)
+        header: dict[str, object] = {
+            "name": self.name,
+            "lxcpath": self.lxcpath,
+            "start_id": start.start_id,
+            "began": start.began,
+            "pid": os.getpid(),
+        }
+        try:
+            return Journal(path, header=header)
+        except (BlockingIOError, PermissionError) as error:
+            raise errors.StateError(
+                f"container {self.name} is being started or is already running",
+                now="RUNNING",
+                wanted="STOPPED",
+            ) from error
+
+    def _private_fds(self) -> tuple[int, ...]:
+        """What the monitor holds that must not live on in init."""
+        served = self.server.filenos() if self.server is not None else ()
+        mine = (self.journal.fileno(), self.loop.fileno(), *served, *self.extra_fds)
+        return tuple(fd for fd in mine if fd >= 0)
+
+    def _serve(self) -> None:
+        """RUNNING: watch init and the terminals."""
+        self.loop.watch(self.handler[CHILD].pidfd.fileno(), self._init_ended)
+        self.leases = terminal.TtyLeases(self.handler)
+        self.relay = _console_relay(self.request, self.handler, self.loop)
+
+    def _abort(self, error: BaseException) -> None:
+        """A start failed: say so, take everything back, and note in the error what that did."""
+        if self.server is not None:
+            self.set_state(commands.ABORTING)
+        spawn.KillInit().apply(self.handler)
+        self._end("stop")
+        if isinstance(error, StepError):
+            error.restored = self.restored
+
+    # -- RUNNING to STOPPED ------------------------------------------------------------------------------------------
+
+    def _init_ended(self, _events: int) -> None:
+        child = self.handler.get(CHILD)
+        if child is None:
+            return
+        status = process.wait_pidfd(child.pidfd.fileno(), block=False)
+        if status is None:
+            return
+        self.loop.forget(child.pidfd.fileno())
+        reboot = not status.exited and status.value == process.SIGHUP
+        log.info("init %d of %s %s", child.pid, self.name, _ending(status))
+        self._close_relay()
+        self.handler.take(CHILD)
+        child.pidfd.close()
+        self._end("reboot" if reboot else "stop")
+        self.outcome = Outcome(status=status, reboot=reboot, restored=self.restored)
+
+    def _close_relay(self) -> None:
+        if self.relay is not None:
+            self.relay.finish()
+            self.relay.close()
+            self.relay = None
+
+    def _end(self, target: str) -> None:
+        """Stop hooks, take back, STOPPED, post-stop hooks. Never raises for what a hook or taking back does."""
+        request, start = self.request, self.start
+        if start is None:
+            return
+        self._close_relay()
+        announced = self.server is not None  # else no hook has run either
+        if announced:
+            self._run(sequence.stopping(request.config, request.host, start, target=target))
+        self.restored = self.journal.unwind(self.handler)
+        if self.restored.undone == self.restored.total:
+            self.journal.discard()
+        self.journal.close()
+        self.state = commands.STOPPED
+        if self.server is not None and target == "reboot":
+            self.server.notify(commands.STOPPED)
+            self.server.reboot()
+        elif self.server is not None:
+            self.server.close()  # this is how those who wait learn of STOPPED
+            self.server = None
+        if announced:
+            self._run(sequence.stopped(request.config, request.host, start, target=target))
+        self._answered()
+        self.handler.close()
+
+    def _run(self, plan: Plan) -> None:
+        """Run host steps whose failure is only logged."""
+        places = plan.placed()
+        for place in places:
+            try:
+                executor.run(
+                    [place], self.handler, total=len(places), observers=self.request.observers
+                )
+            except AtollError as error:
+                log.error("%s", error.message)
+
+    # -- what signals ask --------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """Forward a signal to init through its pidfd; a hang-up becomes SIGTERM. During a start it ends the start."""
+        if self.starting:
+            what = f"the start of {self.name} was interrupted by signal {number}"
+            raise Interrupted(what, signal=number)
+        child = self.handler.get(CHILD)
+        if child is None:
+            return
+        if number == process.SIGHUP:
+            number = process.SIGTERM
+        try:
+            process.pidfd_send_signal(child.pidfd.fileno(), number)
+        except ProcessLookupError:
+            log.debug("signal %d came after init had ended", number)
+
+    # -- states.Owner ------------------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Open the command socket, unless a reboot kept it."""
+        if self.server is None:
+            self.server = commands.CommandServer.listen(self.lxcpath, self.name)
+            self.server.serve(self.loop, self)
+
+    def set_state(self, state: int) -> None:
+        """Enter a state and tell those who wait for it."""
+        self.state = commands.RUNNING if state == commands.THAWED else state
+        log.info("%s is %s", self.name, commands.STATES[state])
+        if self.server is not None:
+            self.server.notify(state)
+
+    # -- commands.Container ------------------------------------------------------------------------------------------
+
+    @property
+    def init_pid(self) -> int:
+        """Init's pid as the monitor sees it; 0 before the clone and after the end."""
+        child = self.handler.get(CHILD)
+        return child.pid if child is not None else 0
+
+    @property
+    def clone_flags(self) -> int:
+        """CLONE_NEW* of the namespaces that are its own."""
+        return self.start.namespaces if self.start is not None else 0
+
+    def init_pidfd(self) -> int | None:
+        """A pidfd of init."""
+        child = self.handler.get(CHILD)
+        return child.pidfd.fileno() if child is not None else None
+
+    def config_item(self, key: str) -> str | None:
+        """The text of a key as LXC's getter gives it; None for an unknown one."""
+        start = self.start
+        if start is not None and key.startswith("lxc.net.") and key.endswith(".veth.pair"):
+            index = key.split(".")[2]
+            if index.isdigit():
+                return network.running_pair_name(self.request.config, start, int(index))
+        try:
+            return self.request.config.get(key)
+        except AtollError:
+            return None
+
+    def stop(self) -> None:
+        """lxc.signal.stop to init, SIGKILL by default. Raises OSError."""
+        child = self.handler.get(CHILD)
+        if child is not None:
+            number = self.request.config[SignalKeys].stop or process.SIGKILL
+            process.pidfd_send_signal(child.pidfd.fileno(), number)
+
+    def console(self, ttynum: int) -> tuple[int, int] | None:
+        """Lease a tty."""
+        if self.leases is None:
+            return None
+        try:
+            return self.leases.acquire(ttynum)
+        except errors.CommandError as error:
+            log.info("%s", error.message)
+            return None
+
+    def release_console(self, tty: int) -> None:
+        """Its client has gone."""
+        if self.leases is not None:
+            self.leases.release(tty)
+
+    def console_log(
+        self, *, clear: bool, read: bool, limit: int, write_file: bool
+    ) -> bytes | None:
+        """The ring buffer; None when there is none."""
+        ring = self.relay.ring if self.relay is not None else None
+        if ring is None or self.relay is None:
+            return None
+        if write_file and self.relay.log_file is not None:
+            self.relay.log_file.replace(ring)
+        data = ring.read(limit) if read else b""
+        if clear:
+            ring.clear()
+        return data
+
+    def cgroup_path(self, controller: str, *, limit: bool) -> str | None:
+        """Path of the payload's (limit: of the limits') cgroup below the root of the controller's hierarchy."""
+        return cgroup.get_cgroup(self.handler, controller, limits=limit)
+
+    def cgroup_context(self) -> commands.CgroupContext:
+        """Layout and the payload's directories."""
+        fds = self._answered(*cgroup.payload_fds(self.handler))
+        layout = cgroup.layout_number(self.handler)
+        return commands.CgroupContext(layout=layout, utilities=0, fds=fds)
+
+    def cgroup_fd(self, controller: str, kind: int, *, limit: bool) -> int | None:
+        """One hierarchy's directory."""
+        found = cgroup.controller_fd(self.handler, controller, limits=limit)
+        if found is None:
+            return None
+        (fd,) = self._answered(found[1])
+        return fd if kind in (0, found[0]) else None
+
+    def cgroup2_fd(self, *, limit: bool) -> int | None:
+        """The directory in a pure unified layout."""
+        found = cgroup.cgroup2_fd(self.handler, limits=limit)
+        return self._answered(found)[0] if found is not None else None
+
+    def _answered(self, *fds: OwnedFd) -> tuple[int, ...]:
+        """Keep descriptors open until the next answer: the server sends them when we have returned."""
+        for fd in self._sent:
+            fd.close()
+        self._sent = fds
+        return tuple(fd.fileno() for fd in fds)
+
+    def devpts_fd(self) -> int | None:
+        """Root of the container's devpts."""
+        fd = self.handler.get(terminal.DEVPTS)
+        return fd.fileno() if fd is not None else None
+
+
+def _console_relay(request: Request, h: Handler, loop: Loop) -> terminal.Relay | None:
+    """The console's relay; with given standard descriptors it is shown on those of them that are terminals."""
+    stdio = request.wish.stdio
+    relay = terminal.relay(request.config, h, loop, stdio)
+    if relay is None or stdio is None:
+        return relay
+    stdin = stdio[0] if os.isatty(stdio[0]) else -1
+    stdout = next((fd for fd in stdio[1:] if os.isatty(fd)), stdin)
+    if stdout >= 0:
+        try:
+            relay.attach(stdin, stdout)
+        except BaseException:
+            relay.close()
+            raise
+    return relay
+
+
+def _report(level: int, text: str) -> None:
+    log.log(level, "%s", text)
+
+
+def _ending(status: ExitStatus) -> str:
+    return f"exited with {status.value}" if status.exited else f"was ended by signal {status.value}"
+
+
+class SignalSource:
+    """Signals of this process as events: blocked, read from a signalfd, handed to the containers owned."""
+
+    def __init__(self, loop: Loop, containers: Sequence[Running]) -> None:
+        mask = ~process.signal_bits(*(process.SIGNALS[name] for name in UNBLOCKED))
+        self.loop = loop
+        self.containers = containers
+        self.interrupts = 0
+        self.old_mask = process.block_signals(mask & ((1 << 64) - 1))
+        self.fd = process.signalfd(mask & ((1 << 64) - 1))
+        loop.watch(self.fd.fileno(), self._arrived)
+
+    def _arrived(self, _events: int) -> None:
+        while (info := process.read_signal(self.fd.fileno())) is not None:
+            if info.signal == process.SIGCHLD:
+                continue  # init has a pidfd; a stopped, continued or foreign child is nobody's end
+            for container in list(self.containers):
+                self._deliver(container, info.signal)
+
+    def _deliver(self, container: Running, number: int) -> None:
+        if number == process.SIGWINCH:
+            if container.relay is not None:
+                container.relay.resize()
+            return
+        if number == process.SIGPIPE:
+            return
+        if number == process.SIGINT and container.request.wish.init_loop:
+            self.interrupts += 1
+            if self.interrupts >= IMPATIENCE:
+                container.signal(process.SIGKILL)
+                return
+        container.signal(number)
+
+    def close(self) -> None:
+        """Give the signals back as they were."""
+        self.loop.forget(self.fd.fileno())
+        self.fd.close()
+        process.set_signal_mask(self.old_mask)
+
+
+def own(loop: Loop, request: Request, *, signals: bool, ready: Callable[[], None] | None = None) -> Outcome:
+    """Start one container and serve it until it has stopped, through any number of reboots.
+
+    `signals`: take this process's signals (a tool's monitor does, a library call does not). `ready` is called once, when it
+    is RUNNING. Raises what Running.begin raises.
+    """
+    container = Running(loop, request)
+    source = SignalSource(loop, [container]) if signals else None
+    if source is not None:
+        container.extra_fds = (source.fd.fileno(),)
+    try:
+        while True:
+            container.outcome = None
+            container.begin()
+            if ready is not None:
+                ready()
+                ready = None
+            outcome = serve(loop, container)
+            if not outcome.reboot:
+                return outcome
+            log.notice("%s reboots", container.name)
+    except BaseException:
+        if container.handler.get(CHILD) is not None:
+            container.signal(process.SIGKILL)
+            serve(loop, container)
+        raise
+    finally:
+        if container.server is not None:
+            container.server.close()
+        if source is not None:
+            source.close()
+
+
+def serve(loop: Loop, container: Running) -> Outcome:
+    """Run the loop until the container has stopped."""
+    while (outcome := container.outcome) is None:
+        loop.run_once()
+    return outcome
+
+
+def journal_path(host: Host, lxcpath: str, name: str) -> str:
+    """Where the journal of a container is kept: one file a container, named by path and name."""
+    return f"{host.run_directory}/journal/{commands.fnv1a(os.fsencode(lxcpath)):016x}-{name}"
+

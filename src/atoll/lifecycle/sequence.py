@@ -1,0 +1,331 @@
+"""THE start sequence: which step comes when, both sides next to each other; and the stop.
+
+A reader finds the order here and nowhere else; each line names a resource, whose module has the steps. In every phase
+after `prepare` init's part runs first, then the monitor's, then the next phase. The facts behind the order, with LXC's own
+barriers, are in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from atoll.errors import ConfigError, HostError
+from atoll.lifecycle import init, spawn, states
+from atoll.linux import process
+from atoll.plan import Phase, Plan, Start, flatten
+from atoll.records import Record
+from atoll.resources import (
+    cgroup,
+    credentials,
+    hooks,
+    idmap,
+    limits,
+    mounts,
+    namespaces,
+    network,
+    rootfs,
+    terminal,
+)
+from atoll.resources.lifetime import Lifetime, Monitor
+from atoll.resources.lsm import AppArmor
+from atoll.resources.rootfs import Rootfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from atoll.config.text import Config
+    from atoll.host import Host
+
+ID_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Wish(Record):
+    """What the caller of a start wants besides the configuration."""
+
+    name: str
+    lxcpath: str
+    argv: tuple[str, ...] = ()
+    """Empty: lxc.init.cmd, or lxc.execute.cmd with `init_loop`; else /sbin/init."""
+    init_loop: bool = False
+    linger: bool = False
+    daemon: bool = False
+    stdio: tuple[int, int, int] | None = None
+    console: bool | None = None
+    """None: as lxc.console.path says."""
+    monitor_cgroup: bool = True
+    close_inherited: bool = False
+    environment: tuple[str, ...] = ()
+    start_id: str | None = None
+
+
+class Facts(Record):
+    """What was looked up for one start before planning: read only, so that explain can do it too."""
+
+    cgroup_suffix: str = ""
+    cgroup_system: cgroup.CgroupSystem = cgroup.NO_SYSTEM
+    shared: tuple[namespaces.SharedNamespace, ...] = ()
+    fstab: str | None = None
+    environ: tuple[tuple[str, str], ...] = ()
+    """The caller's environment, which hooks inherit."""
+    listen_fds: int = 0
+
+
+def gather(
+    config: Config,
+    host: Host,
+    wish: Wish,
+    *,
+    environ: Mapping[str, str],
+    system: cgroup.CgroupSystem,
+    pid_of: Callable[[str], int],
+) -> Facts:
+    """Look up what the plan depends on. `pid_of` answers the init pid of a running container by name."""
+    listen = environ.get("LISTEN_FDS", "0")
+    return Facts(
+        cgroup_suffix=cgroup.free_suffix(config, host, wish.name, system=system),
+        cgroup_system=system,
+        shared=namespaces.resolve_shared(_decision(config, host), pid_of),
+        fstab=mounts.load_fstab(config),
+        environ=tuple(environ.items()),
+        listen_fds=int(listen) if listen.isdigit() else 0,
+    )
+
+
+def decide(config: Config, host: Host, wish: Wish, facts: Facts) -> Start:
+    """The choices that several resources share. Raises ConfigError or HostError when the wish cannot be met."""
+    id_map = idmap.mappings(config)
+    decision = _decision(config, host)
+    if not host.privileged and not id_map and not decision.shared_flags & process.CLONE_NEWUSER:
+        raise _needs_id_map(host)
+    root_uid, root_gid = idmap.container_root(id_map) if id_map else (0, 0)
+    section = config[Rootfs]
+    console = terminal.wanted(config) if wish.console is None else wish.console
+    return Start(
+        name=wish.name,
+        lxcpath=wish.lxcpath,
+        start_id=wish.start_id or new_start_id(),
+        began=time.time(),
+        argv=_argv(config, wish),
+        init_loop=wish.init_loop,
+        daemon=wish.daemon,
+        stdio=wish.stdio,
+        console=console,
+        clone_namespaces=decision.clone,
+        later_namespaces=decision.later,
+        shared_namespaces=decision.shared_flags,
+        id_map=id_map,
+        root_uid=root_uid,
+        root_gid=root_gid,
+        rootfs=(section.mount or host.rootfs_mount) if section.path else None,
+        kept_capabilities=credentials.kept_mask(config, host),
+        cgroup_suffix=facts.cgroup_suffix,
+        monitor_cgroup=wish.monitor_cgroup,
+        privileged=host.privileged,
+        extra_environment=wish.environment,
+    )
+
+
+def _decision(config: Config, host: Host) -> namespaces.Decision:
+    return namespaces.decide(
+        config,
+        host,
+        id_mapped=bool(idmap.mappings(config)),
+        net_wanted=network.wants_namespace(config),
+        layout=host.layout,
+    )
+
+
+def new_start_id() -> str:
+    """Eight random characters of [0-9a-z]."""
+    return "".join(ID_DIGITS[byte % 36] for byte in os.urandom(8))
+
+
+def _argv(config: Config, wish: Wish) -> tuple[str, ...]:
+    if wish.argv:
+        return wish.argv
+    section = config[credentials.Init]
+    command = config[Lifetime].execute_command if wish.init_loop else section.cmd
+    if command:
+        return tuple(word for word in command.split(" ") if word)
+    if wish.init_loop:
+        raise ConfigError(
+            "there is no command to execute",
+            key="lxc.execute.cmd",
+            fix="give one after the options, or set lxc.execute.cmd",
+        )
+    return ("/sbin/init",)
+
+
+def _needs_id_map(host: Host) -> HostError:
+    try:
+        suggestion = idmap.subordinate_mapping(host)
+    except HostError as error:
+        return error
+    lines = " and ".join(f"lxc.idmap = {m.kind} {m.inside} {m.outside} {m.count}" for m in suggestion)
+    return HostError(
+        "an ordinary user's container needs an id map, and lxc.idmap is not set",
+        missing="lxc.idmap",
+        fix=f"add {lines}, or run as root",
+    )
+
+
+def start(config: Config, host: Host, s: Start, facts: Facts, wish: Wish) -> Plan:
+    """The plan of a start. Pure: nothing is looked at, nothing is done."""
+    c = (config, host, s)
+    system = facts.cgroup_system
+    environ = dict(facts.environ)
+    nesting = config[AppArmor].allow_nesting
+    plan = Plan(
+        name=s.name,
+        phases=(
+            Phase(
+                name="prepare",  # one process, before the clone
+                monitor=flatten(
+                    states.inherited(s, close=wish.close_inherited, listen_fds=facts.listen_fds),
+                    states.listen(s),
+                    states.enter("STARTING"),
+                    hooks.environment(*c, environ=environ),
+                    hooks.run(*c, "pre-start"),
+                    terminal.host_console(*c),
+                    cgroup.prepare(*c, system=system),
+                    namespaces.open_shared(*c, facts.shared),
+                    rootfs.mount_point(*c),
+                    rootfs.pin(*c),
+                    network.prepare(*c),
+                    credentials.reboot_support(host, user_namespace=bool(s.id_map)),
+                    credentials.path_owners(*c),
+                    credentials.monitor_pidfd(*c),
+                    spawn.CloneInit(flags=s.clone_namespaces, shared=bool(facts.shared)),
+                ),
+            ),
+            Phase(
+                name="clone",
+                init=flatten(
+                    credentials.death_signal(*c),
+                    cgroup.join(*c, system=system),
+                    credentials.ambient_capabilities(*c),
+                    credentials.signal_mask(*c),
+                ),
+                monitor=flatten(
+                    hooks.child_environment(*c),
+                    limits.core_scheduling(*c),
+                    namespaces.keep(*c),
+                    idmap.write(*c),
+                    cgroup.enter(*c, system=system),
+                ),
+            ),
+            Phase(
+                name="network",
+                init=flatten(
+                    namespaces.unshare_net(*c),
+                    idmap.become_root(*c),
+                    credentials.check_traversable(*c),
+                    credentials.drop_reboot(*c),
+                ),
+                monitor=flatten(
+                    namespaces.keep_net(*c),
+                    network.create(*c),
+                    limits.proc_files(*c),
+                    limits.resource_limits(*c),
+                ),
+            ),
+            Phase(
+                name="rootfs",
+                init=flatten(
+                    namespaces.unshare_later(*c),
+                    credentials.hook_environment(*c),
+                    rootfs.prepare(*c),
+                    hooks.run_inside(*c, "pre-mount"),
+                    rootfs.take(*c),
+                    namespaces.hostname(*c),
+                    credentials.keyring(*c),
+                    network.configure(*c),
+                    mounts.device_tmpfs(*c),
+                    mounts.automatic(*c),
+                    mounts.fstab(*c, fstab_text=facts.fstab),
+                    mounts.entries(*c, nesting=nesting),
+                ),
+            ),
+            Phase(
+                name="mounts",
+                init=flatten(
+                    cgroup.mounts(*c, token=mounts.cgroup_token(config)),
+                    hooks.run_inside(*c, "mount"),
+                    hooks.run_inside(*c, "autodev"),
+                    mounts.populate_dev(*c),
+                    hooks.verify(*c),
+                    terminal.devpts(*c),
+                    terminal.console(*c),
+                    terminal.ttys(*c),
+                    mounts.boot_id(*c),
+                    rootfs.pivot(*c),
+                    mounts.after_pivot(*c),
+                    limits.personality(*c),
+                    limits.sysctls(*c),
+                    credentials.drop_capabilities(*c),
+                    credentials.no_new_privileges(*c),
+                    hooks.run_inside(*c, "start"),
+                    init.stdio(s),
+                    credentials.working_directory(*c),
+                ),
+            ),
+            Phase(
+                name="limits",
+                monitor=flatten(
+                    cgroup.finish(*c, system=system),
+                    hooks.run(*c, "start-host"),
+                ),
+            ),
+            Phase(
+                name="fds",
+                init=flatten(terminal.send(*c)),
+                monitor=flatten(
+                    terminal.receive(*c),
+                    namespaces.keep_later(*c),
+                ),
+            ),
+            Phase(
+                name="ready",
+                init=flatten(
+                    credentials.final(*c, death_signal=config[Monitor].death_signal),
+                    init.execute(s, listen_fds=facts.listen_fds, linger=wish.linger),
+                ),
+                monitor=flatten(
+                    spawn.AwaitExec(),
+                    states.enter("RUNNING"),
+                ),
+            ),
+        ),
+    )
+    plan.check(given=(states.OWNER, spawn.PROGRAM, spawn.MONITOR_FDS))
+    return plan
+
+
+def stopping(config: Config, host: Host, s: Start, *, target: str) -> Plan:
+    """What is done, after init ended, before the journal is taken back. `target` is stop or reboot."""
+    c = (config, host, s)
+    return Plan(
+        name=s.name,
+        phases=(
+            Phase(
+                name="stop",
+                monitor=flatten(
+                    states.enter("STOPPING"),
+                    hooks.stop_environment(*c, target=target),
+                    hooks.run(*c, "stop", target=target),
+                ),
+            ),
+        ),
+    )
+
+
+def stopped(config: Config, host: Host, s: Start, *, target: str) -> Plan:
+    """What is done when everything is taken back."""
+    return Plan(
+        name=s.name,
+        phases=(
+            Phase(name="stopped", monitor=flatten(hooks.run(config, host, s, "post-stop", target=target))),
+        ),
+    )

@@ -1,0 +1,224 @@
+"""The only user of ctypes: prototypes, errno, system call numbers by architecture, and the observer of calls.
+
+Not a binding of anything in particular: what the calls mean is in process, mount, files. Source of truth: syscall(2), the
+kernel's asm/unistd.h and CPython's C API for forking (PyOS_BeforeFork and its companions).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+    Buffer = ctypes.Array[ctypes.c_char]
+
+# One letter a type: the result first, then the arguments.
+_TYPES: Final[dict[str, Any]] = {
+    "v": None,
+    "i": ctypes.c_int,
+    "I": ctypes.c_uint,
+    "l": ctypes.c_long,
+    "L": ctypes.c_ulong,
+    "Q": ctypes.c_uint64,
+    "s": ctypes.c_char_p,
+    "p": ctypes.c_void_p,
+}
+
+_PROTOTYPES: Final = {
+    "fchownat": "iisIIi",
+    "mount": "isssLs",
+    "personality": "iL",
+    "prctl": "iiLLLL",
+    "reboot": "ii",
+    "setdomainname": "isL",
+    "sethostname": "isL",
+    "setns": "iii",
+    "signal": "lip",  # SIG_ERR is -1
+    "umount2": "isi",
+    "unshare": "ii",
+}
+
+# From 424 on the numbers are the same on every architecture.
+_COMMON: Final = {
+    "pidfd_send_signal": 424,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "fspick": 433,
+    "pidfd_open": 434,
+    "clone3": 435,
+    "close_range": 436,
+    "openat2": 437,
+    "pidfd_getfd": 438,
+    "mount_setattr": 442,
+}
+_X86_64: Final = {
+    "rt_sigprocmask": 14,
+    "capget": 125,
+    "capset": 126,
+    "pivot_root": 155,
+    "keyctl": 250,
+    "signalfd4": 289,
+    "prlimit64": 302,
+    "seccomp": 317,
+    "memfd_create": 319,
+    "bpf": 321,
+    "execveat": 322,
+    **_COMMON,
+}
+_AARCH64: Final = {
+    "pivot_root": 41,
+    "signalfd4": 74,
+    "capget": 90,
+    "capset": 91,
+    "rt_sigprocmask": 135,
+    "keyctl": 219,
+    "prlimit64": 261,
+    "seccomp": 277,
+    "memfd_create": 279,
+    "bpf": 280,
+    "execveat": 281,
+    **_COMMON,
+}
+_TABLES: Final = {
+    "x86_64": _X86_64,
+    "i686": _X86_64,  # a 64-bit process that was started under personality(PER_LINUX32)
+    "aarch64": _AARCH64,
+    "armv8l": _AARCH64,
+}
+_MACHINE: Final = os.uname().machine
+_NUMBERS: Final = _TABLES.get(_MACHINE, {}) if sys.maxsize > 2**32 else {}
+
+observer: Callable[[str, tuple[object, ...]], None] | None = None
+"""Sees every call before it is made; an OSError that it raises stands for the call's own failure (fault injection)."""
+
+
+def entering(name: str, *args: object) -> None:
+    """Tell the observer, if there is one, that a call is about to be made."""
+    if observer is not None:
+        observer(name, args)
+
+
+def note(error: OSError, text: str, *filenames: str | None) -> None:
+    """Add to an error the call as it was made, and up to two file names where it has none yet."""
+    if error.filename is None and filenames:
+        error.filename = filenames[0]
+        if len(filenames) > 1:
+            error.filename2 = filenames[1]
+    error.add_note(text)
+
+
+class Library:
+    """Functions of a shared library (None: the process itself, so the C library) by a table of prototypes.
+
+    A prototype is a string of type letters, the result first: i int, I unsigned, l long, L unsigned long, Q uint64_t,
+    s bytes or None, p a buffer, an address or None, v nothing. Raises OSError when the library is not there.
+    """
+
+    def __init__(self, soname: str | None, prototypes: dict[str, str]) -> None:
+        self._library = ctypes.CDLL(soname, use_errno=True)
+        self._prototypes = prototypes
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """The function of that name. Raises AttributeError when this version of the library lacks it."""
+        found = self._functions.get(name)
+        if found is None:
+            kinds = [_TYPES[letter] for letter in self._prototypes[name]]
+            made = self._library[name]
+            made.restype = kinds[0]
+            made.argtypes = kinds[1:]
+            found = self._functions[name] = made
+        return found
+
+
+_libc = Library(None, _PROTOTYPES)
+_syscall = ctypes.CDLL(None, use_errno=True)["syscall"]
+_syscall.restype = ctypes.c_long
+
+# PyDLL keeps the interpreter's lock during the call: the child of a clone must be born holding it.
+_python = ctypes.PyDLL(None, use_errno=True)
+_python_syscall = _python["syscall"]
+_python_syscall.restype = ctypes.c_long
+before_fork: Callable[[], object] = _python["PyOS_BeforeFork"]
+after_fork_parent: Callable[[], object] = _python["PyOS_AfterFork_Parent"]
+after_fork_child: Callable[[], object] = _python["PyOS_AfterFork_Child"]
+
+
+def errno_error(code: int) -> OSError:
+    """The OSError (of the right subclass) for an errno."""
+    return OSError(code, os.strerror(code))
+
+
+def call(name: str, *args: object) -> int:
+    """Call a function of the C library by its prototype above. Raises OSError when it returns -1."""
+    result: int = _libc.function(name)(*args)
+    if result == -1:
+        raise errno_error(ctypes.get_errno())
+    return result
+
+
+def number(name: str) -> int:
+    """The number of a system call here. Raises OSError(ENOSYS) on an architecture that we do not know."""
+    try:
+        return _NUMBERS[name]
+    except KeyError:
+        bits = 64 if sys.maxsize > 2**32 else 32
+        text = f"system call {name} has no number for {_MACHINE} ({bits} bit)"
+        raise OSError(errno.ENOSYS, text) from None
+
+
+def syscall(name: str, *args: int | bytes | Buffer | None) -> int:
+    """Make a system call that the C library has no function for. Raises OSError when it returns -1.
+
+    Integers are passed as long, bytes and buffers by address, None as NULL.
+    """
+    # Variadic: each argument must have the width of a register by itself.
+    words = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
+    result: int = _syscall(ctypes.c_long(number(name)), *words)
+    if result == -1:
+        raise errno_error(ctypes.get_errno())
+    return result
+
+
+def clone3(arguments: Buffer) -> int:
+    """Make the raw system call, holding the interpreter's lock: the pid, 0 in the child, or -errno. Raises nothing."""
+    size = ctypes.c_long(len(arguments))
+    result: int = _python_syscall(ctypes.c_long(_NUMBERS["clone3"]), arguments, size)
+    return -ctypes.get_errno() if result == -1 else result
+
+
+def buffer(content: int | bytes) -> Buffer:
+    """Memory for the kernel to read or write: a number of zero bytes, or a copy of bytes without an end mark."""
+    size = content if isinstance(content, int) else len(content)
+    memory = ctypes.create_string_buffer(size)
+    if isinstance(content, bytes):
+        memory.raw = content
+    return memory
+
+
+def address(memory: Buffer) -> int:
+    """Where a buffer is. The buffer must be kept alive as long as the kernel may use it."""
+    return ctypes.addressof(memory)
+
+
+def poke(where: int, content: bytes) -> None:
+    """Overwrite this process's memory."""
+    ctypes.memmove(where, content, len(content))
+
+
+def encode(text: str | None) -> bytes | None:
+    """A path or option for the kernel: the file system's encoding. Raises ValueError for an embedded zero byte."""
+    if text is None:
+        return None
+    if "\0" in text:
+        raise ValueError(f"embedded zero byte in {text!r}")
+    return os.fsencode(text)

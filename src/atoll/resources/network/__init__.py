@@ -1,0 +1,523 @@
+"""The container's network: the keys lxc.net.N.*, who makes which link, and what is told about a running one.
+
+Effective now: no list at all, none, empty, veth on a bridge or on nothing, macvlan. The other keys are known, typed and
+answered; a start that wishes them is refused when it is planned, never quietly done without.
+Not here: the steps (veth.py: host ends and scripts; links.py: what happens inside) and lxc-net's bridge.
+Source of truth: reference of LXC, section 6; lxc.container.conf(5); observed against lxc-start 5.0.2.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from atoll import errors
+from atoll.config import keys
+from atoll.config.keys import Section, choice, flag, indexed, key, many, text, within
+from atoll.linux import netlink
+from atoll.linux.netlink import AF_INET, AF_INET6
+from atoll.linux.process import CLONE_NEWNET
+from atoll.log import get_logger
+from atoll.plan import Slot
+from atoll.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from atoll.config.text import Config
+    from atoll.host import Host
+    from atoll.plan import HostStep, InitStep, Start
+
+log = get_logger(__name__)
+
+GATEWAYS = Slot["dict[str, str]"]("gateways")
+"""Addresses found for `gateway = auto`, by nic and family: {"0.ipv4": "10.0.3.1"}. Both sides."""
+LINK_DELETIONS = Slot["list[netlink.Deletion]"]("link deletions")
+"""Children that wait for the kernel to forget deleted links; Handler.close() reaps them (20 ms at most)."""
+
+FAMILIES: Final = {"ipv4": AF_INET, "ipv6": AF_INET6}
+LATER: Final = "a later part of the project"
+_HEX: Final = "0123456789abcdef"
+
+
+class Address(Record):
+    """An address with its prefix length as configured; `broadcast` is "" where there is none."""
+
+    family: str
+    address: str
+    prefix: int
+    broadcast: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefix}"
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+def _parse_name(value: str) -> str:
+    if len(value) >= netlink.IFNAMSIZ:
+        log.error('Network device name "%s" is too long (>= %d)', value, netlink.IFNAMSIZ)
+        return value[: netlink.IFNAMSIZ - 1]  # lxc: accepted, cut
+    if value in (".", "..") or any(c in "/:" or c.isspace() for c in value):
+        raise ValueError("not a name for a network device")
+    return value
+
+
+def _parse_mac(value: str) -> str:
+    """A MAC address; each x becomes a random digit, and the second digit even then (lxc: no multicast)."""
+    parts = value.lower().split(":")
+    if len(parts) != 6 or any(len(part) != 2 or part.strip(f"{_HEX}x") for part in parts):
+        raise ValueError(
+            "not a MAC address: six pairs of hexadecimal digits (or x) with colons between"
+        )
+    if "x" not in value.lower():
+        return value
+    mac = "".join(_HEX[os.urandom(1)[0] & 15] if c == "x" else c for c in ":".join(parts))
+    return f"{mac[0]}{_HEX[int(mac[1], 16) & 0xE]}{mac[2:]}"
+
+
+def _check_address(family: int, value: str) -> str:
+    try:
+        _socket.inet_pton(family, value)
+    except (OSError, ValueError):
+        raise ValueError(f"not an IPv{4 if family == AF_INET else 6} address") from None
+    return value
+
+
+def _prefix(value: str, longest: int) -> int:
+    if not (value.isascii() and value.isdigit()) or len(value) > 3 or int(value) > longest:
+        raise ValueError(f"the prefix length is not within 0 to {longest}")
+    return int(value)
+
+
+def _parse_ipv4(value: str) -> Address:
+    """`A.B.C.D[/P] [BROADCAST]`; without P by class, without BROADCAST the network's last address."""
+    written, _space, broadcast = value.partition(" ")
+    address, slash, length = written.partition("/")
+    number = int.from_bytes(_socket.inet_pton(AF_INET, _check_address(AF_INET, address)), "big")
+    prefix = _prefix(length, 32) if slash else _class_prefix(number)
+    if broadcast:
+        _check_address(AF_INET, broadcast)
+    elif prefix < 31:
+        last = number | ((1 << (32 - prefix)) - 1)
+        broadcast = _socket.inet_ntop(AF_INET, last.to_bytes(4, "big"))
+    return Address(family="ipv4", address=address, prefix=prefix, broadcast=broadcast)
+
+
+def _class_prefix(number: int) -> int:
+    """Classes A, B, C; the rest has none (RFC 791)."""
+    first = number >> 24
+    return 8 if first < 128 else 16 if first < 192 else 24 if first < 224 else 0
+
+
+def _parse_ipv6(value: str) -> Address:
+    address, slash, length = value.partition("/")
+    _check_address(AF_INET6, address)
+    return Address(family="ipv6", address=address, prefix=_prefix(length, 128) if slash else 64)
+
+
+def _route(family: str) -> keys.Kind[Address]:
+    def parse(value: str) -> Address:
+        if "/" not in value:
+            raise ValueError("a route needs a prefix length: ADDRESS/LENGTH")
+        address, _slash, length = value.partition("/")
+        _check_address(FAMILIES[family], address)
+        prefix = _prefix(length, 32 if family == "ipv4" else 128)
+        return Address(family=family, address=address, prefix=prefix)
+
+    return keys.Kind(parse)
+
+
+def _gateway(family: str) -> keys.Kind[str]:
+    def parse(value: str) -> str:
+        return value if value in ("auto", "dev") else _check_address(FAMILIES[family], value)
+
+    return keys.Kind(parse)
+
+
+def _vlan(value: str) -> int:
+    return -1 if value == "none" else keys.parse_integer(value, 0, 4094)
+
+
+def _check_own_name(values: dict[str, Any], name: str) -> None:
+    if values.get("type") == "empty" and name != "lo":
+        raise ValueError("the device of an empty network is lo and cannot be called otherwise")
+
+
+_name = keys.Kind(_parse_name)
+_mac = keys.Kind(_parse_mac)
+_up = keys.Kind(lambda _value: True, lambda value: "up" if value else "")
+_positive = within(1, keys.INT_MAX)
+_VETH: Final = ("type", ("veth",))
+_MACVLAN: Final = ("type", ("macvlan",))
+_IPVLAN: Final = ("type", ("ipvlan",))
+
+
+# -------------------------------------------------------------------------------------------- keys
+class Nic(Section):
+    """lxc.net.N.*: one network device."""
+
+    type: str = key(
+        "lxc.net.N.type",
+        choice("none", "empty", "veth", "macvlan", "ipvlan", "vlan", "phys"),
+        default="empty",  # lxc: a device without a type is an empty one
+        resets=True,
+        doc="What kind of network: veth, macvlan, ipvlan, vlan, phys, empty (loopback only), none (the host's).",
+    )
+    flags: bool = key("lxc.net.N.flags", _up, default=False, doc="up: bring the device up.")
+    link: str | None = key(
+        "lxc.net.N.link", _name, doc="The host's bridge or link that it is connected to."
+    )
+    l2proxy: bool = key(
+        "lxc.net.N.l2proxy",
+        flag,
+        default=False,
+        doc="Answer ARP and NDP for the container on the link.",
+    )
+    mtu: int | None = key(
+        "lxc.net.N.mtu",
+        within(0, keys.INT_MAX),
+        doc="Largest packet in bytes; unset: the link's (veth).",
+    )
+    name: str | None = key(
+        "lxc.net.N.name",
+        _name,
+        check=_check_own_name,
+        doc="Its name in the container; unset: ethN.",
+    )
+    hwaddr: str | None = key(
+        "lxc.net.N.hwaddr",
+        _mac,
+        doc="MAC address; each x is replaced by a random digit when it is read.",
+    )
+    ipv4_address: tuple[Address, ...] = key(
+        "lxc.net.N.ipv4.address",
+        many(keys.Kind(_parse_ipv4), end=""),
+        doc="ADDRESS[/LENGTH] [BROADCAST]; the length by class when it is left out.",
+    )
+    ipv4_gateway: str | None = key(
+        "lxc.net.N.ipv4.gateway",
+        _gateway("ipv4"),
+        doc="An address, auto (the link's own) or dev (no address).",
+    )
+    ipv6_address: tuple[Address, ...] = key(
+        "lxc.net.N.ipv6.address",
+        many(keys.Kind(_parse_ipv6), end=""),
+        doc="ADDRESS[/LENGTH]; length 64.",
+    )
+    ipv6_gateway: str | None = key(
+        "lxc.net.N.ipv6.gateway",
+        _gateway("ipv6"),
+        doc="An address, auto (the link's own) or dev (no address).",
+    )
+    script_up: str | None = key(
+        "lxc.net.N.script.up", text, doc="Command run on the host when the network was created."
+    )
+    script_down: str | None = key(
+        "lxc.net.N.script.down",
+        text,
+        doc="Command run on the host before the network is destroyed.",
+    )
+    veth_mode: str = key(
+        "lxc.net.N.veth.mode",
+        choice("bridge", "router"),
+        default="bridge",
+        needs=_VETH,
+        doc="bridge: attach to the link; router: route to the addresses through the host.",
+    )
+    veth_pair: str | None = key(
+        "lxc.net.N.veth.pair",
+        _name,
+        needs=_VETH,
+        doc="Name of the host's end; unset: made for each start.",
+    )
+    veth_rx_queues: int | None = key(
+        "lxc.net.N.veth.n_rxqueues", _positive, needs=_VETH, doc="Number of receive queues."
+    )
+    veth_tx_queues: int | None = key(
+        "lxc.net.N.veth.n_txqueues", _positive, needs=_VETH, doc="Number of transmit queues."
+    )
+    veth_ipv4_route: tuple[Address, ...] = key(
+        "lxc.net.N.veth.ipv4.route",
+        many(_route("ipv4"), end=""),
+        needs=_VETH,
+        doc="ADDRESS/LENGTH that the host routes to the container.",
+    )
+    veth_ipv6_route: tuple[Address, ...] = key(
+        "lxc.net.N.veth.ipv6.route",
+        many(_route("ipv6"), end=""),
+        needs=_VETH,
+        doc="ADDRESS/LENGTH that the host routes to the container.",
+    )
+    veth_vlan: int | None = key(
+        "lxc.net.N.veth.vlan.id",
+        keys.Kind(_vlan),
+        needs=_VETH,
+        doc="Untagged VLAN of the bridge port, or none.",
+    )
+    veth_tagged_vlans: tuple[int, ...] = key(
+        "lxc.net.N.veth.vlan.tagged.id",
+        many(within(0, 4094), end=""),
+        needs=_VETH,
+        doc="A tagged VLAN of the bridge port.",
+    )
+    vlan: int | None = key(
+        "lxc.net.N.vlan.id",
+        within(0, 0xFFFF),
+        needs=("type", ("vlan",)),
+        doc="The VLAN of a vlan network.",
+    )
+    macvlan_mode: str = key(
+        "lxc.net.N.macvlan.mode",
+        choice("private", "vepa", "bridge", "passthru"),
+        default="private",
+        needs=_MACVLAN,
+        doc="How macvlan links on one lower link see each other.",
+    )
+    ipvlan_mode: str = key(
+        "lxc.net.N.ipvlan.mode",
+        choice("l2", "l3", "l3s"),
+        default="l3",
+        needs=_IPVLAN,
+        doc="Layer of ipvlan.",
+    )
+    ipvlan_isolation: str = key(
+        "lxc.net.N.ipvlan.isolation",
+        choice("bridge", "private", "vepa"),
+        default="bridge",
+        needs=_IPVLAN,
+        doc="How ipvlan links on one lower link see each other.",
+    )
+
+    def gateway(self, family: str) -> str | None:
+        """The gateway of "ipv4" or "ipv6"."""
+        return self.ipv4_gateway if family == "ipv4" else self.ipv6_gateway
+
+    def addresses(self, family: str) -> tuple[Address, ...]:
+        """The addresses of "ipv4" or "ipv6"."""
+        return self.ipv4_address if family == "ipv4" else self.ipv6_address
+
+
+class Network(Section):
+    """lxc.net: the list of network devices."""
+
+    nics: tuple[Nic, ...] = indexed(
+        "lxc.net",
+        Nic,
+        show=lambda nics: "".join(f"{nic.type}\n" for nic in nics),
+        doc="The network devices; an empty value removes all of them, or the one with that number.",
+    )
+
+
+# ---------------------------------------------------------------------------------- plan functions
+def wants_namespace(config: Config) -> bool:
+    """Whether a network namespace is made: always, but for a list of nothing else than `none`."""
+    nics = config[Network].nics
+    return not nics or any(nic.type != "none" for nic in nics)
+
+
+def prepare(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
+    """Before the clone: find the gateways that are `auto`. Raises ConfigError or HostError for what cannot be planned."""
+    del host
+    nics = _planned(config, start)
+    _check(config, start, nics)
+    wanted = [(nic, family) for nic in nics for family in FAMILIES if nic.gateway(family) == "auto"]
+    if not wanted:
+        return ()
+    from atoll.resources.network import links
+
+    nic, family = wanted[0]
+    return (
+        links.FindGateways(
+            wanted=tuple((nic.index, family, nic.link or "") for nic, family in wanted),
+            origin=config.origin(f"lxc.net.{nic.index}.{family}.gateway"),
+        ),
+    )
+
+
+def create(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
+    """While init waits in its new namespace: links in the order of the list, each with its script."""
+    del host
+    steps: list[HostStep] = []
+    nics = _planned(config, start)
+    names = _names(nics)
+    for nic in nics:
+        if nic.type == "veth":
+            from atoll.resources.network import veth
+
+            steps.extend(veth.create(config, start, nic, names[nic.index]))
+        elif nic.type == "macvlan":
+            from atoll.resources.network import links
+
+            steps.extend(links.create_macvlan(config, start, nic, names[nic.index]))
+        if nic.script_up or nic.script_down:
+            from atoll.resources.network import links
+
+            steps.append(links.run_script(config, start, nic))
+    return tuple(steps)
+
+
+def configure(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
+    """In init, inside the namespace: loopback and links up, with their addresses and default routes."""
+    del host
+    nics = _planned(config, start)
+    if not nics:
+        return ()
+    from atoll.resources.network import links
+
+    names = _names(nics)
+    steps: list[InitStep] = []
+    if any(nic.flags for nic in nics):
+        steps.append(links.BringUpLoopback())
+    for nic in nics:
+        steps.extend(links.configure(config, nic, names[nic.index]))
+    return tuple(steps)
+
+
+# --------------------------------------------------------------------------- of running containers
+def host_end(nic: Nic, start: Start) -> str:
+    """The name of the host's end of a veth: as configured, or one that carries the start's id."""
+    return nic.veth_pair or start.link_name("veth", nic.index)
+
+
+def running_pair_name(config: Config, start: Start, index: int) -> str | None:
+    """What `lxc.net.INDEX.veth.pair` is while the container runs; None when nic INDEX is no veth."""
+    for nic in config[Network].nics:
+        if nic.index == index and nic.type == "veth":
+            return host_end(nic, start)
+    return None
+
+
+class Traffic(Record):
+    """Bytes that went through a host's link, from the host's point of view (as lxc-info shows them)."""
+
+    rx_bytes: int
+    tx_bytes: int
+
+
+def link_statistics(name: str) -> Traffic | None:
+    """The traffic of a link of this namespace, or None when there is no such link."""
+    try:
+        with netlink.Netlink() as kernel:
+            link = kernel.link(name)
+    except OSError as error:
+        if error.errno == 19:  # ENODEV
+            return None
+        raise
+    return Traffic(rx_bytes=link.rx_bytes, tx_bytes=link.tx_bytes)
+
+
+# -------------------------------------------------------------------------------------------------
+def _planned(config: Config, start: Start) -> tuple[Nic, ...]:
+    """The devices that are ours to make: none where no namespace is made (lxc: the list is ignored then)."""
+    if not start.namespaces & CLONE_NEWNET:
+        return ()
+    return tuple(nic for nic in config[Network].nics if nic.type != "none")
+
+
+def _names(nics: tuple[Nic, ...]) -> dict[int, str]:
+    """The name of each device in the container: those with a name first, then ethN by lowest free number."""
+    names = {nic.index: "lo" for nic in nics if nic.type == "empty"}
+    taken = {"lo"}
+    for nic in sorted(nics, key=lambda nic: not nic.name or "%d" in nic.name):
+        if nic.index in names:
+            continue
+        pattern = nic.name or "eth%d"
+        number = 0
+        name = pattern
+        while "%d" in pattern and (name := pattern.replace("%d", str(number), 1)) in taken:
+            number += 1
+        taken.add(name)
+        names[nic.index] = name
+    return names
+
+
+def _check(config: Config, start: Start, nics: tuple[Nic, ...]) -> None:
+    """Refuse what cannot work or is not made yet, naming its line."""
+    names: dict[str, int] = {}
+    for nic in nics:
+        _check_made(config, nic)
+        _check_gateways(config, nic)
+        if nic.type == "empty":
+            continue
+        _check_privilege(start, nic)
+        if nic.name in names:
+            message = f"cannot call lxc.net.{nic.index} {nic.name}: lxc.net.{names[nic.name]} has that name"
+            raise _refusal(config, nic, "name", message)
+        if nic.name and "%d" not in nic.name:
+            names[nic.name] = nic.index
+
+
+def _check_made(config: Config, nic: Nic) -> None:
+    if nic.type in ("ipvlan", "vlan", "phys"):
+        raise _later(config, nic, "type", f"network type {nic.type}")
+    if nic.veth_mode == "router":
+        raise _later(config, nic, "veth.mode", "router mode")
+    if nic.veth_vlan is not None:
+        raise _later(config, nic, "veth.vlan.id", "a VLAN of a bridge port")
+    if nic.veth_tagged_vlans:
+        raise _later(config, nic, "veth.vlan.tagged.id", "a VLAN of a bridge port")
+    if nic.l2proxy and nic.link:
+        raise _later(config, nic, "l2proxy", "l2proxy")
+    if nic.type == "macvlan" and not nic.link:
+        message = f"cannot make the macvlan network lxc.net.{nic.index}: it has no link"
+        raise _refusal(config, nic, "type", message, fix=f"set lxc.net.{nic.index}.link")
+
+
+def _check_gateways(config: Config, nic: Nic) -> None:
+    for family in FAMILIES:
+        gateway = nic.gateway(family)
+        if gateway is None:
+            continue
+        sub, what = f"{family}.gateway", f"cannot use lxc.net.{nic.index}.{family}.gateway"
+        if gateway == "auto" and nic.type not in ("veth", "macvlan"):
+            raise _refusal(
+                config, nic, sub, f"{what} = auto: only veth and macvlan networks find it"
+            )
+        if gateway == "auto" and not nic.link:
+            fix = f"set lxc.net.{nic.index}.link"
+            raise _refusal(
+                config,
+                nic,
+                sub,
+                f"{what} = auto: it is the address of a link, and there is none",
+                fix=fix,
+            )
+        if not nic.flags:
+            fix = f"set lxc.net.{nic.index}.flags = up"
+            raise _refusal(config, nic, sub, f"{what}: the device is not brought up", fix=fix)
+        if not nic.addresses(family) and not gateway.lower().startswith("fe80:"):
+            fix = f"set lxc.net.{nic.index}.{family}.address"
+            raise _refusal(
+                config, nic, sub, f"{what}: the device gets no {family} address", fix=fix
+            )
+
+
+def _check_privilege(start: Start, nic: Nic) -> None:
+    if start.privileged:
+        return
+    if nic.type != "veth":
+        message = f"cannot make the {nic.type} network lxc.net.{nic.index}: only root can, for others veth and empty exist"
+        raise errors.HostError(
+            message, missing="root", fix=f"lxc.net.{nic.index}.type = empty, or run as root"
+        )
+    raise errors.HostError(
+        f"cannot make the veth network lxc.net.{nic.index} without being root: "
+        f"lxc-user-nic, which does it for other users, belongs to {LATER}",
+        missing="lxc-user-nic",
+        fix=f"lxc.net.{nic.index}.type = empty, or run as root",
+    )
+
+
+def _later(config: Config, nic: Nic, sub: str, what: str) -> errors.ConfigError:
+    message = f"cannot start with lxc.net.{nic.index}.{sub}: {what} belongs to {LATER}"
+    return _refusal(config, nic, sub, message)
+
+
+def _refusal(
+    config: Config, nic: Nic, sub: str, message: str, *, fix: str | None = None
+) -> errors.ConfigError:
+    name = f"lxc.net.{nic.index}.{sub}"
+    return errors.ConfigError(message, key=name, origin=config.origin(name), fix=fix)

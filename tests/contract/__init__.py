@@ -1,0 +1,1 @@
+"""Contracts: what holds for the whole code base, checked by reading it."""
