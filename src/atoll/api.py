@@ -241,12 +241,11 @@ class Container:
     def shutdown(self, timeout: float | None = 60) -> bool:
         """Send the halt signal and wait `timeout` seconds (None: for ever, 0: not at all); False when it still runs."""
         self._need_running()
-        with self.client.get_init_pidfd() as pidfd:
-            number = self._halt_signal()
-            process.pidfd_send_signal(pidfd.fileno(), number)
-        if timeout == 0:
-            return False
-        return self.wait(("STOPPED",), timeout)
+        client = self.client
+        wanted = [int(state == "STOPPED") for state in commands.STATES]
+        with client.get_init_pidfd() as pidfd, client.add_state_client(wanted) as waiter:
+            process.pidfd_send_signal(pidfd.fileno(), self._halt_signal())
+            return timeout != 0 and waiter.wait(timeout) == commands.STOPPED
 
     def reboot(self, timeout: float | None = 60) -> bool:
         """Send the reboot signal and wait until it runs again; False on timeout."""

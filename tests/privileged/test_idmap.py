@@ -22,7 +22,11 @@ JOE = 4321
 
 
 def look(_h: Handler) -> str:
-    with open("/proc/self/uid_map") as u, open("/proc/self/gid_map") as g, open("/proc/self/setgroups") as s:
+    with (
+        open("/proc/self/uid_map") as u,
+        open("/proc/self/gid_map") as g,
+        open("/proc/self/setgroups") as s,
+    ):
         maps = ";".join(" ".join(line.split()) for line in [*u, "-", *g, s.read()])
     dumpable = os.stat("/proc/self/mem").st_uid == os.getuid()
     return f"{maps} uid={os.getresuid()} gid={os.getresgid()} groups={os.getgroups()} dumpable={dumpable}"
@@ -69,7 +73,7 @@ def as_joe(text: str, subuid: str = "", *, rootless: bool = False) -> str:
         return f"{error.message} | {error.fix}"
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns")
 def test_root_writes_several_ranges_and_becomes_root() -> None:
     os.setgroups([5, 6])
@@ -78,14 +82,14 @@ def test_root_writes_several_ranges_and_becomes_root() -> None:
     )
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns")
 def test_without_id_0_the_set_up_runs_as_inits_ids() -> None:
     text = "lxc.idmap = u 5 100000 10\nlxc.idmap = g 0 200000 10\nlxc.init.uid = 7\n"
     assert " uid=(7, 7, 7) gid=(0, 0, 0) " in run(text, host.probe())
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns")
 def test_a_user_maps_only_himself_without_any_helper() -> None:
     assert as_joe("", rootless=True) == (
@@ -93,14 +97,17 @@ def test_a_user_maps_only_himself_without_any_helper() -> None:
     )
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns", "newuidmap")
 def test_a_user_with_subordinate_ids() -> None:
     answer = as_joe("lxc.idmap = u 0 700000 100\nlxc.idmap = g 0 700000 100\n", "joe:700000:1000\n")
-    assert answer == "0 700000 100;-;0 700000 100;allow uid=(0, 0, 0) gid=(0, 0, 0) groups=[] dumpable=True"
+    assert (
+        answer
+        == "0 700000 100;-;0 700000 100;allow uid=(0, 0, 0) gid=(0, 0, 0) groups=[] dumpable=True"
+    )
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns", "newuidmap")
 def test_no_subordinate_ids() -> None:
     answer = as_joe("lxc.idmap = u 0 700000 100\nlxc.idmap = g 0 700000 100\n")
@@ -111,15 +118,20 @@ def test_no_subordinate_ids() -> None:
     assert answer.endswith(" | as root: usermod --add-subuids 700000-700099 joe")
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns", "newuidmap")
 def test_newuidmap_refuses() -> None:
     answer = as_joe("lxc.idmap = u 0 600000 100\nlxc.idmap = g 0 700000 100\n", "joe:700000:1000\n")
-    assert "newuidmap refuses: newuidmap: uid range [0-100) -> [600000-600100) not allowed (" in answer
-    assert "; /etc/subuid allows user joe 700000-700999 | as root: usermod --add-subuids 600000-600099 joe" in answer
+    assert (
+        "newuidmap refuses: newuidmap: uid range [0-100) -> [600000-600100) not allowed (" in answer
+    )
+    assert (
+        "; /etc/subuid allows user joe 700000-700999 | as root: usermod --add-subuids 600000-600099 joe"
+        in answer
+    )
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns", "newuidmap")
 def test_the_fix_is_one() -> None:
     """What the message says to do makes usermod write the line that newuidmap wants."""
@@ -140,7 +152,7 @@ def test_the_fix_is_one() -> None:
         assert file.read() == "joe:500000:10\n"
 
 
-@pytest.mark.isolated()
+@pytest.mark.isolated
 @needs("userns")
 def test_an_id_that_is_not_mapped_around_us() -> None:
     """In a user namespace that maps 10 ids, the kernel refuses others."""
@@ -158,6 +170,9 @@ def test_an_id_that_is_not_mapped_around_us() -> None:
     on = host.probe()
     start = start_with(config, on)
     answer = in_child(
-        idmap.become_root(config, on, start), nested, flags=CLONE_NEWUSER, monitor=idmap.write(config, on, start)
+        idmap.become_root(config, on, start),
+        nested,
+        flags=CLONE_NEWUSER,
+        monitor=idmap.write(config, on, start),
     )
     assert answer.startswith("cannot write the uid map 0 50 1: the kernel does not permit it")

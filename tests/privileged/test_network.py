@@ -17,7 +17,7 @@ from atoll import errors
 from atoll.config.text import Config
 from atoll.executor import Journal, decode, encode, run
 from atoll.host import probe
-from atoll.linux import netlink, process
+from atoll.linux import libc, netlink, process
 from atoll.linux.files import OwnedFd
 from atoll.linux.netlink import AF_INET, AF_INET6, Netlink
 from atoll.plan import CHILD, HOOK_ENVIRONMENT, NAMESPACES, Handler, InitStep, Phase, Plan, Start
@@ -279,6 +279,8 @@ def test_deletion_is_seen_at_once_and_leaves_no_process():
         assert names() == ["lo"]
         assert c.inside(names) == ["lo"]
         (deletion,) = c.h[network.LINK_DELETIONS]
+        # What the child inherited it has closed: a listening socket or a pipe would live on in it.
+        assert len(os.listdir(f"/proc/{deletion.pid}/fd")) <= 1
         deletion.close()
         deletion.close()
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
@@ -478,6 +480,40 @@ def test_a_peer_of_a_namespace_that_is_gone_leaves_nothing():
         os.close(c.fd)
         assert caught.value.errno == errno.EINVAL
         assert names() == ["lo"]
+
+
+def test_every_request_that_fails_leaves_nothing(monkeypatch):
+    """Fail the first request, the second, … of a start with two networks, until none is left to fail."""
+    add_bridge()
+    text = VETH + "lxc.net.0.veth.ipv6.route = fd09::/64\n"
+    text += "lxc.net.1.type = veth\nlxc.net.1.veth.pair = mine0\nlxc.net.1.flags = up\n"
+    requests: list[str] = []
+
+    def fail_after(spared: int):
+        def observer(name, args):
+            if name == "netlink":
+                requests.append(args[0])
+                if len(requests) == spared + 1:
+                    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        return observer
+
+    failures = 0
+    while True:
+        requests.clear()
+        with Container(text) as c:
+            monkeypatch.setattr(libc, "observer", fail_after(failures))
+            try:
+                c.up()
+                break
+            except errors.StepError as error:
+                told = (error.errno, error.call)
+            finally:
+                monkeypatch.setattr(libc, "observer", None)
+            assert told == (errno.ENOMEM, f"rtnetlink(7): {requests[failures]}")
+            assert names() == ["br0", "lo"]
+        failures += 1
+    assert failures == 13
 
 
 # ----------------------------------------------------------------------------------- linux/netlink

@@ -16,7 +16,9 @@ from atoll.linux.process import CAPABILITIES
 from atoll.plan import HOOK_ENVIRONMENT, Handler, Slot, Start
 from atoll.resources import credentials
 
-HOST = host.probe().replace(uid=0, capabilities=(1 << 41) - 1, last_capability=40, release="6.1.0-13-amd64")
+HOST = host.probe().replace(
+    uid=0, capabilities=(1 << 41) - 1, last_capability=40, release="6.1.0-13-amd64"
+)
 ALL = (1 << 41) - 1
 START = Start(name="c1", lxcpath="/l", start_id="abcd1234", began=0.0, argv=("/init",))
 MAPPED = START.replace(
@@ -34,7 +36,11 @@ def bit(name: str) -> int:
     ("text", "key", "shown"),
     # Observed with lxc-info -c of 5.0.2.
     [
-        ("lxc.cap.drop = sys_boot  mknod\nlxc.cap.drop = 12", "lxc.cap.drop", "sys_boot\nmknod\n12\n"),
+        (
+            "lxc.cap.drop = sys_boot  mknod\nlxc.cap.drop = 12",
+            "lxc.cap.drop",
+            "sys_boot\nmknod\n12\n",
+        ),
         ("lxc.cap.drop = 0x3", "lxc.cap.drop", "0x3\n"),
         ("lxc.cap.keep = none", "lxc.cap.keep", ""),
         ("lxc.cap.keep = kill none", "lxc.cap.keep", ""),
@@ -83,7 +89,9 @@ def test_kept_mask_knows_the_kernels_last() -> None:
     old = HOST.replace(last_capability=37)
     assert credentials.kept_mask(Config.empty(), old) == (1 << 38) - 1
     assert credentials.kept_mask(Config.parse("lxc.cap.keep = bpf kill\n"), old) == bit("kill")
-    with pytest.raises(ConfigError, match="invalid capability specified: 40, this kernel's last is 37") as caught:
+    with pytest.raises(
+        ConfigError, match="invalid capability specified: 40, this kernel's last is 37"
+    ) as caught:
         credentials.kept_mask(Config.parse("lxc.cap.drop = 3\nlxc.cap.drop = 40\n"), old)
     assert str(caught.value.origin) == "config:2"
 
@@ -99,7 +107,9 @@ def test_drop_and_keep_complement_each_other(names: set[str]) -> None:
 def test_drop_capabilities_says_the_shorter_list() -> None:
     def explained(kept: int) -> list[str]:
         start = START.replace(kept_capabilities=kept)
-        return [step.explain() for step in credentials.drop_capabilities(Config.empty(), HOST, start)]
+        return [
+            step.explain() for step in credentials.drop_capabilities(Config.empty(), HOST, start)
+        ]
 
     assert explained(ALL) == []
     assert explained(ALL & ~bit("mknod")) == ["drop the capabilities mknod"]
@@ -109,7 +119,8 @@ def test_drop_capabilities_says_the_shorter_list() -> None:
 
 # ------------------------------------------------------------------------------- init, environment
 @pytest.mark.parametrize(
-    ("value", "shown"), [("5,6", "5,6"), ("5, 6", "5,6"), (",5", "5"), ("5,,6", "5,6"), ("0x10", "16")]
+    ("value", "shown"),
+    [("5,6", "5,6"), ("5, 6", "5,6"), (",5", "5"), ("5,,6", "5,6"), ("0x10", "16")],
 )
 def test_groups_are_given_back_as_lxc_does(value: str, shown: str) -> None:
     assert Config.parse(f"lxc.init.groups = {value}\n").get("lxc.init.groups") == shown
@@ -127,7 +138,13 @@ def test_init_keys() -> None:
         "lxc.init.groups = 5,6\nlxc.init.groups = 7\n"
     )
     names = ("uid", "gid", "cwd", "cmd", "groups")
-    assert [config.get(f"lxc.init.{name}") for name in names] == ["8", "16", "/srv/x/y", "/bin/x  -a", "5,6,7"]
+    assert [config.get(f"lxc.init.{name}") for name in names] == [
+        "8",
+        "16",
+        "/srv/x/y",
+        "/bin/x  -a",
+        "5,6,7",
+    ]
 
 
 def test_environment_takes_the_callers_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +197,10 @@ def test_hooks_inside_get_theirs() -> None:
 def test_explanations_show_no_values() -> None:
     config = Config.parse("lxc.environment = TOKEN=secret\nlxc.environment.hooks = OTHER=secret\n")
     start = START.replace(extra_environment=("MORE=secret",))
-    steps = [*credentials.final(config, HOST, start), *credentials.hook_environment(config, HOST, start)]
+    steps = [
+        *credentials.final(config, HOST, start),
+        *credentials.hook_environment(config, HOST, start),
+    ]
     text = "\n".join(step.explain() for step in steps)
     assert "secret" not in text
     assert all(name in text for name in ("TOKEN", "OTHER", "MORE"))
@@ -193,7 +213,9 @@ def ids(text: str, start: Start = START, on: host.Host = HOST) -> list[str]:
 
 def test_ids_of_init() -> None:
     assert ids("") == ["become uid 0, gid 0 and no other groups"]
-    assert ids("lxc.init.uid = 5\nlxc.init.gid = 6\nlxc.init.groups = 7,8\n") == ["become uid 5, gid 6 and groups 7,8"]
+    assert ids("lxc.init.uid = 5\nlxc.init.gid = 6\nlxc.init.groups = 7,8\n") == [
+        "become uid 5, gid 6 and groups 7,8"
+    ]
 
 
 def test_ids_in_a_user_namespace() -> None:

@@ -66,7 +66,15 @@ def test_refused_lines(value: str, message: str) -> None:
 ids = st.integers(0, 0x7FFFFFFF)
 
 
-@given(st.builds(IdMapping, kind=st.sampled_from("ug"), inside=ids, outside=ids, count=st.integers(1, 0x7FFFFFFF)))
+@given(
+    st.builds(
+        IdMapping,
+        kind=st.sampled_from("ug"),
+        inside=ids,
+        outside=ids,
+        count=st.integers(1, 0x7FFFFFFF),
+    )
+)
 def test_round_trip(mapping: IdMapping) -> None:
     assert idmap._parse_mapping(idmap._show_mapping(mapping)) == mapping
 
@@ -139,7 +147,9 @@ def test_a_user_writes_his_own_id_directly_and_gives_up_setgroups() -> None:
 
 def test_helper_missing() -> None:
     config = Config.parse(LINES)
-    with pytest.raises(HostError, match="no set-uid newuidmap in PATH, and user joe may map only itself") as caught:
+    with pytest.raises(
+        HostError, match="no set-uid newuidmap in PATH, and user joe may map only itself"
+    ) as caught:
         explained(config, JOE.replace(newuidmap=None), idmap.mappings(config))
     assert caught.value.missing == "newuidmap"
 
@@ -176,7 +186,10 @@ def test_no_subordinate_ids_text() -> None:
 
 
 def test_newuidmap_refuses_text() -> None:
-    error = refusal(JOE, "lxc.idmap = u 0 300000 10\nlxc.idmap = u 10 100000 5\nlxc.idmap = u 20 1000 1\nlxc.idmap = g 0 200000 1\n")
+    error = refusal(
+        JOE,
+        "lxc.idmap = u 0 300000 10\nlxc.idmap = u 10 100000 5\nlxc.idmap = u 20 1000 1\nlxc.idmap = g 0 200000 1\n",
+    )
     assert error.message == (
         "cannot write the uid map 0 300000 10, 10 100000 5, 20 1000 1 with newuidmap: newuidmap refuses: newuidmap: not allowed"
         " (newuidmap 7 0 100000 65536); /etc/subuid allows user joe 100000-165535"
@@ -193,7 +206,9 @@ def test_become_root() -> None:
     (step,) = idmap.become_root(config, ROOT, start(idmap.mappings(config)))
     assert step.explain() == "become uid 0 and gid 0 of the container"
     assert idmap.become_root(config, ROOT, start(())) == ()
-    part = Config.parse("lxc.idmap = u 5 100 10\nlxc.idmap = g 0 200 10\nlxc.init.uid = 7\nlxc.init.gid = 3\n")
+    part = Config.parse(
+        "lxc.idmap = u 5 100 10\nlxc.idmap = g 0 200 10\nlxc.init.uid = 7\nlxc.init.gid = 3\n"
+    )
     (step,) = idmap.become_root(part, ROOT, start(idmap.mappings(part)))
     assert step.explain() == "become uid 7 and gid 0 of the container"
 
@@ -210,8 +225,8 @@ def test_denied_setgroups_is_tolerated_only_without_privilege(
             raise PermissionError(1, "no")
 
     monkeypatch.setattr(process, "set_ids", set_ids)
-    monkeypatch.setattr(process, "set_dumpable", lambda value: done.append(value))
-    monkeypatch.setattr(process, "set_death_signal", lambda sig: done.append(sig))
+    monkeypatch.setattr(process, "set_dumpable", done.append)
+    monkeypatch.setattr(process, "set_death_signal", done.append)
     step = idmap.BecomeRoot(uid=0, gid=0, may_keep_groups=lenient)
     if fails:
         with pytest.raises(PermissionError):

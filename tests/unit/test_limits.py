@@ -51,13 +51,18 @@ def test_limit_parser_fails_only_with_value_error(value: str) -> None:
     try:
         limits.parse_limit(value)
     except ValueError as error:
-        assert "not a resource limit" in str(error)
+        assert "not a resource limit" in str(error)  # noqa: PT017 - either end is right
 
 
 def test_a_limit_set_again_replaces() -> None:
-    config = Config.parse("lxc.prlimit.nofile = 5\nlxc.prlimit.core = 1\nlxc.prlimit.nofile = 6:7\n")
+    config = Config.parse(
+        "lxc.prlimit.nofile = 5\nlxc.prlimit.core = 1\nlxc.prlimit.nofile = 6:7\n"
+    )
     steps = limits.resource_limits(config, HOST, START)
-    assert [step.explain() for step in steps] == ["limit nofile of init to 6:7", "limit core of init to 1"]
+    assert [step.explain() for step in steps] == [
+        "limit nofile of init to 6:7",
+        "limit core of init to 1",
+    ]
     assert steps[0].origin is not None
     assert steps[0].origin.line == 3
 

@@ -19,10 +19,19 @@ START = Start(name="c1", lxcpath="/l", start_id="abcd1234", began=0.0, argv=("/i
 
 
 def decide(
-    text: str = "", *, id_mapped: bool = False, net: bool = True, layout: str = "hybrid", **facts: object
+    text: str = "",
+    *,
+    id_mapped: bool = False,
+    net: bool = True,
+    layout: str = "hybrid",
+    **facts: object,
 ) -> ns.Decision:
     return ns.decide(
-        Config.parse(text), HOST.replace(**facts), id_mapped=id_mapped, net_wanted=net, layout=layout
+        Config.parse(text),
+        HOST.replace(**facts),
+        id_mapped=id_mapped,
+        net_wanted=net,
+        layout=layout,
     )
 
 
@@ -38,14 +47,28 @@ def test_boot_offset_is_given_back_as_lxc_does(value: str, shown: str) -> None:
 
 
 def test_monotonic_offset_has_no_space() -> None:
-    assert Config.parse("lxc.time.offset.monotonic = 5s\n").get("lxc.time.offset.monotonic") == "5s\n"
+    assert (
+        Config.parse("lxc.time.offset.monotonic = 5s\n").get("lxc.time.offset.monotonic") == "5s\n"
+    )
     assert Config.empty().get("lxc.time.offset.monotonic") == "0ns\n"
     assert Config.empty().get("lxc.time.offset.boot") == "0 ns\n"
 
 
 @pytest.mark.parametrize(
     "value",
-    ["5  s", "5S", "0x5s", "5 ms", "s", "5", "9999999999999999999s", "9223372036854775807h", "-5ms", "5x", "²s"],
+    [
+        "5  s",
+        "5S",
+        "0x5s",
+        "5 ms",
+        "s",
+        "5",
+        "9999999999999999999s",
+        "9223372036854775807h",
+        "-5ms",
+        "5x",
+        "²s",
+    ],
 )
 def test_offset_is_refused(value: str) -> None:
     with pytest.raises(ConfigError):
@@ -145,9 +168,21 @@ def test_share_is_joined_and_not_made() -> None:
 @pytest.mark.parametrize(
     ("text", "id_mapped", "message"),
     [
-        ("lxc.namespace.keep = time\nlxc.time.offset.boot = 5s", False, "keeps the caller's time namespace"),
-        ("lxc.namespace.keep = user", True, "cannot use lxc.idmap: the container has no user namespace"),
-        ("lxc.namespace.clone = pid mnt", True, "cannot use lxc.idmap: the container has no user namespace"),
+        (
+            "lxc.namespace.keep = time\nlxc.time.offset.boot = 5s",
+            False,
+            "keeps the caller's time namespace",
+        ),
+        (
+            "lxc.namespace.keep = user",
+            True,
+            "cannot use lxc.idmap: the container has no user namespace",
+        ),
+        (
+            "lxc.namespace.clone = pid mnt",
+            True,
+            "cannot use lxc.idmap: the container has no user namespace",
+        ),
         ("lxc.namespace.clone = user pid", False, "there is no lxc.idmap"),
     ],
 )
@@ -171,7 +206,7 @@ def test_shared_names_become_paths() -> None:
     decision = decide(
         "lxc.namespace.share.net = c2\nlxc.namespace.share.ipc = 77\nlxc.namespace.share.uts = /run/x\n"
     )
-    found = ns.resolve_shared(decision, lambda name: {"c2": 42}.get(name))
+    found = ns.resolve_shared(decision, {"c2": 42}.get)
     assert [(n.name, n.path) for n in found] == [
         ("uts", "/run/x"), ("ipc", "/proc/77/ns/ipc"), ("net", "/proc/42/ns/net"),
     ]  # fmt: skip
@@ -206,7 +241,8 @@ def test_later_namespaces_in_order() -> None:
 
 def test_descriptors_are_kept_when_their_namespace_exists() -> None:
     start = START.replace(
-        clone_namespaces=p.CLONE_NEWPID | p.CLONE_NEWUSER, later_namespaces=p.CLONE_NEWNET | p.CLONE_NEWCGROUP
+        clone_namespaces=p.CLONE_NEWPID | p.CLONE_NEWUSER,
+        later_namespaces=p.CLONE_NEWNET | p.CLONE_NEWCGROUP,
     )
     kept = [f(Config.empty(), HOST, start) for f in (ns.keep, ns.keep_net, ns.keep_later)]
     assert [step.explain() for steps in kept for step in steps] == [

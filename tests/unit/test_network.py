@@ -137,6 +137,13 @@ def test_a_type_wipes_what_was_said_of_the_device():
     assert (nic.type, nic.veth_pair, nic.flags, nic.index) == ("macvlan", None, False, 0)
 
 
+def test_random_digits_of_a_value_by_itself_are_never_multicast():
+    for _ in range(50):
+        mac = network._parse_mac("xX:16:3e:xx:XX:xx")
+        assert int(mac[1], 16) % 2 == 0
+        assert (mac[3:8], len(mac), "x" in mac) == ("16:3e", 17, False)
+
+
 def test_random_digits_are_drawn_once_and_never_multicast():
     for _ in range(50):
         config = Config.parse(VETH + "lxc.net.0.hwaddr = xX:16:3e:xx:XX:xx\n")

@@ -551,7 +551,7 @@ def _print_names(call: Call, names: Sequence[str]) -> None:
     text, used = "", 0
     for name in names:
         if used and used + width >= room:
-            text, used = text + "\n", 0
+            text, used = text[:-1] + "\n", 0
         text += f"{name:<{width}} "
         used += width + 1
     call.out.write(text + "\n")

@@ -327,12 +327,13 @@ class Parsed(Record):
 def parse_table(text: str) -> tuple[Option, ...]:
     """The options of a help text: lines of `  -s, --long=VALUE...   words`.
 
-    `[=VALUE]` is optional, `...` says that it may come again. Lines that begin with no option continue the words.
+    `[=VALUE]` is optional, `...` says that it may come again. Lines that are indented further than
+    an option continue its words.
     """
     found = []
     for line in text.splitlines():
         words = line.split()
-        if not words or not words[0].startswith("-"):
+        if not words or not words[0].startswith("-") or line.startswith(" " * 8):
             continue
         short = words.pop(0)[1] if words[0][1] != "-" else ""
         spec = words[0].removeprefix("--")
@@ -687,17 +688,14 @@ def default_lxcpath(environ: Mapping[str, str]) -> str:
     home = environ.get("HOME") or "/"
     root = os.geteuid() == 0
     file = "/etc/lxc/lxc.conf" if root else f"{home}/.config/lxc/lxc.conf"
-    default = "/var/lib/lxc" if root else f"{home}/.local/share/lxc"
-    try:
-        with open(file, "rb") as opened:
-            lines = os.fsdecode(opened.read()).splitlines()
-    except OSError:
-        return default
-    for line in lines:
-        key, _, value = line.partition("=")
-        if key.strip() == "lxc.lxcpath" and value.strip():
-            return value.strip().rstrip("/") or "/"
-    return default
+    file = environ.get("LXC_GLOBAL_CONF") or file
+    if os.path.exists(file):  # rare, and the parser's import is not free
+        from atoll.config.system import read_system
+
+        value = read_system(file).get("lxc.lxcpath")
+        if value:
+            return value.rstrip("/") or "/"
+    return "/var/lib/lxc" if root else f"{home}/.local/share/lxc"
 
 
 def _start_log(call: Call) -> None:

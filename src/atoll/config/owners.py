@@ -65,10 +65,12 @@ LEGACY: dict[str, str | None] = {
     "lxc.logfile": "lxc.log.file",
     "lxc.loglevel": "lxc.log.level",
     "lxc.mount": "lxc.mount.fstab",
+    "lxc.network": "lxc.net",
     "lxc.pivotdir": None,
     "lxc.pts": "lxc.pty.max",
     "lxc.rebootsignal": "lxc.signal.reboot",
     "lxc.rootfs": "lxc.rootfs.path",
+    "lxc.rootfs.backend": "lxc.rootfs.path",
     "lxc.se_context": "lxc.selinux.context",
     "lxc.seccomp": "lxc.seccomp.profile",
     "lxc.stopsignal": "lxc.signal.stop",
@@ -76,7 +78,10 @@ LEGACY: dict[str, str | None] = {
     "lxc.tty": "lxc.tty.max",
     "lxc.utsname": "lxc.uts.name",
 }
-"""Old name -> present name; None: the key went away without a successor and has no effect."""
+"""Old name -> present name; None: the key went away without a successor and has no effect.
+
+Besides these: lxc.network.x and lxc.network.N.x -> lxc.net.N.x, and lxc.limit.x -> lxc.prlimit.x (text.py).
+"""
 
 LEGACY_NETWORK = {"ipv4": "ipv4.address", "ipv6": "ipv6.address"}
 """Sub-keys of lxc.network whose name changed too; the others kept theirs below lxc.net.N."""
@@ -226,8 +231,6 @@ def _load(name: str) -> Declarations:
 # ------------------------------------------------------------------------------- the error path
 def nearest(name: str) -> tuple[str, ...]:
     """At most three known names that are spelt most like `name`, best first; none when nothing is near."""
-    if len(name) > 80:
-        return ()
     number = next((word for word in name.split(".")[2:3] if word.isdigit()), "N")
     wanted = name.replace(f".{number}.", ".N.") if number != "N" else name
     limit = max(2, (len(name) - 4) // 3)

@@ -384,9 +384,7 @@ class _Reader:
             if value:
                 self._include(value, origin)
             return name
-        if name in owners.LEGACY or name.startswith(
-            ("lxc.network", "lxc.limit.", "lxc.rootfs.backend")
-        ):
+        if name in owners.LEGACY or name.startswith(("lxc.network.", "lxc.limit.")):
             return self._legacy(name, value, origin)
         self.assign(name, value, origin)
         return name
@@ -394,7 +392,7 @@ class _Reader:
     def _legacy(self, old: str, value: str, origin: Origin) -> str | None:
         if old == "lxc.rootfs.backend":
             return self._rootfs_backend(value, origin)
-        if old.startswith("lxc.network"):
+        if old.startswith("lxc.network."):
             new: str | None = self._network_name(old, origin)
         elif old.startswith("lxc.limit."):
             new = "lxc.prlimit." + old.removeprefix("lxc.limit.")
@@ -410,9 +408,7 @@ class _Reader:
 
     def _network_name(self, old: str, origin: Origin) -> str:
         """lxc.net.N.x for lxc.network.x, where each `type` line opens the next N; or for lxc.network.N.x."""
-        rest = old.removeprefix("lxc.network").removeprefix(".")
-        if not rest:
-            return "lxc.net"
+        rest = old.removeprefix("lxc.network.")
         number, _dot, sub = rest.partition(".")
         if number.isascii() and number.isdigit():
             sub = owners.LEGACY_NETWORK.get(sub, sub)

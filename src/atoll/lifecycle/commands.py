@@ -14,7 +14,7 @@ import os
 import struct
 import time
 
-from atoll.errors import CommandError, HostError, StateError, reason
+from atoll.errors import AtollError, CommandError, HostError, StateError, reason
 from atoll.log import ERROR, get_logger
 from atoll.loop import READ, WRITE
 from atoll.records import Record
@@ -170,6 +170,7 @@ PENDING_LIMIT: Final = (
 KEPT_LIMIT: Final = 1024  # state clients, terminal leases and callers of stop
 NAME_LIMIT: Final = 106  # sun_path's 108 bytes without the leading NUL and liblxc's trailing one
 DEFAULT_TIMEOUT: Final = 10.0  # seconds
+UNANSWERED_LIMIT: Final = 40  # times that lxc-wait asks a monitor that closes without an answer
 POLL_INTERVAL: Final = 0.05  # seconds between two looks for a container that is not there yet
 
 
@@ -233,12 +234,9 @@ class _Connection:
 class Ask:
     """One whole request as the answers see it: who asks whom, and what."""
 
-    __slots__ = ("connection", "container", "data", "number", "server", "value")
+    __slots__ = ("connection", "container", "data", "number", "value")
 
-    def __init__(
-        self, server: CommandServer, container: Container, connection: _Connection, request: bytes
-    ) -> None:
-        self.server = server
+    def __init__(self, container: Container, connection: _Connection, request: bytes) -> None:
         self.container = container
         self.connection = connection
         self.number, _length, value = FRAME.unpack_from(request)
@@ -328,12 +326,12 @@ class CommandServer:
 
     def close(self) -> None:
         """Close everything. For state clients and callers of stop the end of file means STOPPED."""
+        if self._listener.fileno() >= 0:
+            if self._loop is not None:
+                self._loop.forget(self.fileno())
+            self._listener.close()  # first: who sees the end of file and asks again is refused then
         for connection in tuple(self._connections.values()):
             self._drop(connection)
-        if self._loop is not None:
-            self._loop.forget(self.fileno())
-            self._loop = None
-        self._listener.close()
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1
@@ -443,7 +441,7 @@ class CommandServer:
     def _decide(self, connection: _Connection, request: bytes) -> Reply | None:
         if self._container is None:
             return None
-        ask = Ask(self, self._container, connection, request)
+        ask = Ask(self._container, connection, request)
         if not connection.allowed:
             log.info("refused command %d from another user", ask.number)
             return Reply(ret=-errno.EPERM)
@@ -957,14 +955,27 @@ class CommandClient:
             raise self._refused(number, response)
         return response
 
-    def _refused(self, number: int, response: Response | None) -> CommandError:
+    def _refused(self, number: int, response: Response | None) -> AtollError:
         head = f"container {self.name}: command {number}"
         if response is None:
-            return CommandError(f"{head} was not answered")
+            if not self._is_served():  # the monitor ended while we asked
+                return self._not_running()
+            return CommandError(f"{head} was not answered", errno=errno.ECONNRESET)
         if response.ret >= 0:
             return CommandError(f"{head} was answered without what was asked for")
         code = -response.ret
         return CommandError(f"{head} was refused: {reason(OSError(code, ''))}", errno=code)
+
+    def _is_served(self) -> bool:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            self._connect(sock)
+        except (StateError, OSError):
+            return False
+        else:
+            return True
+        finally:
+            sock.close()
 
     def _not_running(self) -> StateError:
         return StateError(f"container {self.name} is not running", now="STOPPED", wanted="RUNNING")
@@ -1017,6 +1028,7 @@ def wait_states(
     deadline = _deadline(timeout)
     wanted = [int(state in chosen) for state in range(len(STATES))]
     client = CommandClient(lxcpath, name)
+    patience = UNANSWERED_LIMIT
     while True:
         try:
             with client.add_state_client(wanted) as registration:
@@ -1024,6 +1036,10 @@ def wait_states(
         except StateError:
             if STOPPED in chosen:
                 return STOPPED
+        except CommandError as error:
+            patience -= 1
+            if error.errno != errno.ECONNRESET or patience == 0:
+                raise  # a monitor that is ending closes without an answer, but not for long
         left = _left(deadline)
         if left is not None and left <= 0:
             return None

@@ -404,6 +404,7 @@ class Deletion:
     """A link that is off every list, and the child that still waits for the kernel's RCU barrier."""
 
     def __init__(self, child: Child) -> None:
+        self.pid = child.pid
         self._child: Child | None = child
 
     def close(self) -> None:
@@ -451,8 +452,10 @@ def _delete_slowly(index: int) -> None:
 
 
 def _delete_and_exit(index: int) -> None:
-    """The child: its exit status is the errno."""
+    """The child: its exit status is the errno. It outlives much of the clean-up, so it holds nothing of ours open."""
     try:
+        process.close_range(0, 0x7FFFFFFF)
+        os.chdir("/")
         _delete_slowly(index)
     except OSError as error:
         os._exit(error.errno or EIO)

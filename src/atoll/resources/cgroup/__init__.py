@@ -164,8 +164,8 @@ def free_suffix(
 ) -> str:
     """The first of "", "-1" … "-999" for which no hierarchy has a payload or monitor cgroup. Looks; changes nothing.
 
-    `monitor`: Start.monitor_cgroup; without it only the payload's name matters. "" for explicit directories, which have no suffix. Raises HostError when all are taken; ConfigError and HostError for
-    settings that cannot be followed.
+    `monitor`: Start.monitor_cgroup; without it only the payload's name matters. "" for explicit directories, which have no
+    suffix. Raises HostError when all are taken; ConfigError and HostError for settings that cannot be followed.
     """
     bases = [each.mount + each.base for each in _hierarchies(config, host, system)]
     if _names(config, name, "", system).explicit:
@@ -174,7 +174,7 @@ def free_suffix(
         suffix = f"-{number}" if number else ""
         names = _names(config, name, suffix, system)
         wanted = (names.payload, names.monitor) if monitor else (names.payload,)
-        if not any([os.access(f"{base}/{path}", os.F_OK) for base in bases for path in wanted]):
+        if not any(os.access(f"{base}/{path}", os.F_OK) for base in bases for path in wanted):
             return suffix
     raise HostError(
         f"cannot choose a cgroup for {name}: {names.payload} and all names before it are taken",

@@ -57,9 +57,10 @@ class Address(Record):
 
 
 def _parse_name(value: str) -> str:
-    if len(value) >= netlink.IFNAMSIZ:
+    encoded = os.fsencode(value)
+    if len(encoded) >= netlink.IFNAMSIZ:
         log.error('Network device name "%s" is too long (>= %d)', value, netlink.IFNAMSIZ)
-        return value[: netlink.IFNAMSIZ - 1]  # lxc: accepted, cut
+        value = os.fsdecode(encoded[: netlink.IFNAMSIZ - 1])  # lxc: accepted, cut
     if value in (".", "..") or any(c in "/:" or c.isspace() for c in value):
         raise ValueError("not a name for a network device")
     return value
