@@ -214,6 +214,13 @@ class Container:
 
     def _refuse_running(self) -> None:
         """Running already; or left over from a killed monitor, which is taken back first."""
+        if process.thread_count() > 1:
+            raise StateError(
+                f"cannot start {self.name} from a process with threads: the clone would copy one of them and the locks of all",
+                now="threads",
+                wanted="one thread",
+                fix="start it before the threads, or with the command lxc-start",
+            )
         if self.state != "STOPPED":
             raise StateError(
                 f"container {self.name} is already running", now=self.state, wanted="STOPPED",
@@ -223,20 +230,24 @@ class Container:
         if found is not None:
             log.notice("an earlier start of %s was killed; host %s", self.name, found.restored)
 
-    def _pid_of(self, name: str) -> int:
-        other = Container(name, lxcpath=self.lxcpath, host=self.host, environ=self.environ)
-        pid = other.client.get_init_pid()
-        if pid <= 0:
-            raise StateError(f"container {name} is not running", now="STOPPED", wanted="RUNNING")
-        return pid
+    def _pid_of(self, name: str) -> int | None:
+        """Init's pid of a running container, which may be given as LXCPATH/NAME; None when it does not run."""
+        path, slash, last = name.rpartition("/")
+        client = commands.CommandClient(path if slash else self.lxcpath, last)
+        try:
+            return client.get_init_pid() or None
+        except StateError:
+            return None
 
     # -- stop --------------------------------------------------------------------------------------------------------
 
-    def kill(self, timeout: float | None = None) -> bool:
-        """Ask the monitor to stop it at once (lxc.signal.stop, SIGKILL by default), and wait. False on timeout."""
+    def kill(self, timeout: float | None = None) -> None:
+        """Ask the monitor to stop it at once (lxc.signal.stop, SIGKILL by default), and wait for the monitor's end.
+
+        Raises CommandError when that takes longer than `timeout` seconds (None: no limit).
+        """
         self._need_running()
         self.client.stop(timeout=timeout)
-        return self.wait(("STOPPED",), timeout)
 
     def shutdown(self, timeout: float | None = 60) -> bool:
         """Send the halt signal and wait `timeout` seconds (None: for ever, 0: not at all); False when it still runs."""

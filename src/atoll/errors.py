@@ -76,6 +76,7 @@ class HostError(AtollError):
         super().__init__(message, fix=fix)
         self.missing = missing
         self.errno = errno
+        self.origin: Origin | None = None
 
 
 class StateError(AtollError):
@@ -221,4 +222,6 @@ def load(text: str) -> AtollError:
         return ConfigError(message, key=fields["key"], origin=origin, fix=fix)
     if kind == "StateError":
         return StateError(message, now=fields["now"], wanted=fields["wanted"], fix=fix)
-    return HostError(message, fix=fix, errno=fields["errno"])
+    error = HostError(message, fix=fix, errno=fields["errno"])
+    error.origin = origin
+    return error

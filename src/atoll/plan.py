@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from atoll.linux.process import Child
 
     T = TypeVar("T")
-    _Typed = Generic[T]
+
+    class _Typed(Generic[T]):
+        pass
 else:
 
     class _Typed:
@@ -36,7 +38,7 @@ MONITOR = "monitor"
 INIT = "init"
 
 
-class Slot(_Typed["T"] if TYPE_CHECKING else _Typed):  # type: ignore[misc]  # Generic only for the type checker
+class Slot(_Typed["T"]):
     """A typed key of the Handler: `ROOTFS = Slot[OwnedFd]("rootfs")`, declared in the module that fills it."""
 
     __slots__ = ("name",)
@@ -82,16 +84,20 @@ class Handler:
 
     def get(self, slot: Slot[T]) -> T | None:
         """The value, or None when the slot is empty."""
-        return self._values.get(slot)
+        value: T | None = self._values.get(slot)
+        return value
 
     def take(self, slot: Slot[T]) -> T | None:
         """Empty the slot and return what it held, or None."""
-        return self._values.pop(slot, None)
+        value: T | None = self._values.pop(slot, None)
+        return value
 
     def close(self) -> None:
         """Close every value that can be closed, last filled first, and empty all slots."""
         while self._values:
             _slot, value = self._values.popitem()
+            if isinstance(value, dict):
+                value = tuple(value.values())
             for item in value if isinstance(value, (tuple, list)) else (value,):
                 close = getattr(item, "close", None)
                 if close is not None:

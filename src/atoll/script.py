@@ -63,7 +63,7 @@ def run(h: Handler, argv: Sequence[str], *, environment: Mapping[str, str]) -> O
         chunks: list[bytes] = []
         with child.pidfd:
             pidfd = child.pidfd.fileno()
-            watched = (reader, pidfd)
+            watched: tuple[int, ...] = (reader, pidfd)
             while pidfd not in (ready := h.wait(*watched)):
                 if reader in ready and not _drain(reader, chunks):
                     watched = (pidfd,)  # the program closed its output and goes on

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 
 import pytest
-from abilities import needs
 
+from abilities import needs
 from atoll.config.text import Config
 from atoll.errors import AtollError
 from atoll.host import probe
@@ -126,7 +126,7 @@ def apply_all(rootfs, steps, h=None):
 
 def mount_table(text, root):
     """target -> root, options, type, superblock options; without ids and propagation."""
-    table = {}
+    table: dict[str, list[list[str]]] = {}
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
@@ -160,7 +160,6 @@ def ours(tmp_path, text, *, id_map=(), rootfs=None, nesting=False, host=None, **
 def value(answer):
     assert "value" in answer, answer
     return answer["value"]
-
 
 
 def theirs(tmp_path, text):
@@ -228,7 +227,14 @@ def _relative(table, rootfs):
 
 
 def test_dev_of_a_container(tmp_path):
-    nodes = {"full": "1:7", "null": "1:3", "random": "1:8", "tty": "5:0", "urandom": "1:9", "zero": "1:5"}
+    nodes = {
+        "full": "1:7",
+        "null": "1:3",
+        "random": "1:8",
+        "tty": "5:0",
+        "urandom": "1:9",
+        "zero": "1:5",
+    }
     links = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
     expected = {name: ["0o20666", device, ""] for name, device in nodes.items()}
     expected |= {name: ["0o120777", "0:0", f"/proc/self/fd{to}"] for name, to in links.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from abilities import needs
 from atoll.config.text import Config
 from atoll.host import probe
@@ -12,7 +13,6 @@ from atoll.linux import files
 from atoll.linux.proc import IdMapping
 from atoll.plan import Handler
 from atoll.resources import terminal
-
 from privileged import test_mounts as driver
 
 pytestmark = needs("root")
@@ -109,7 +109,7 @@ def test_what_is_written_to_the_console_reaches_the_relays_end(tmp_path, pty_max
 def test_opening_ptmx_in_the_container_gives_the_next_pty(tmp_path):
     def open_ptmx(h):
         root = f"{tmp_path}/rootfs"
-        ptmx, pts, name = files.openpty_in(os.open(f"{root}/dev/pts", os.O_RDONLY))
+        *_ends, name = files.openpty_in(os.open(f"{root}/dev/pts", os.O_RDONLY))
         return [name, os.path.exists(f"{root}/dev/{name}")]
 
     answer = run(tmp_path, "lxc.pty.max = 9\nlxc.tty.max = 1\n", then=open_ptmx)
@@ -117,7 +117,9 @@ def test_opening_ptmx_in_the_container_gives_the_next_pty(tmp_path):
 
 
 def test_user_namespace(public):
-    answer = run(public, f"{AUTO}lxc.pty.max = 9\nlxc.tty.max = 1\n", id_map=driver.MAPS, root_uid=100000)
+    answer = run(
+        public, f"{AUTO}lxc.pty.max = 9\nlxc.tty.max = 1\n", id_map=driver.MAPS, root_uid=100000
+    )
     assert "gid=100005" in driver.value(answer)["table"]["/dev/pts"][0][3]
     assert terminals(answer)["/dev/tty1"] == ["/1", PTS, "devpts"]
 
@@ -182,4 +184,6 @@ def test_host_pty_below_the_containers_dev():
     answer = driver.in_child(lambda: driver.apply_all("/", steps, h))
     h.close()
     assert answer["error"].startswith("cannot bind the console on /dev/console: its pty /dev/pts/")
-    assert answer["fix"] == "set lxc.autodev = 0, lxc.console.path = none, or lxc.pty.max to 2 or more"
+    assert (
+        answer["fix"] == "set lxc.autodev = 0, lxc.console.path = none, or lxc.pty.max to 2 or more"
+    )

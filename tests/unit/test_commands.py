@@ -458,10 +458,23 @@ def test_another_user_is_refused():
     assert commands._permitted(control)
     for uid, gid in ((own[0] + 1, own[1]), (own[0] + 1, own[1] + 1)):
         control = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 1, uid, gid))]
-        assert not commands._permitted(control)
+        assert commands._permitted(control) is False
     root = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 1, 0, 9))]
     assert commands._permitted(root)
-    assert not commands._permitted([])
+    assert commands._permitted([]) is None
+    unknown = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 0, 65534, 65534))]
+    assert commands._permitted(unknown) is None
+
+
+@pytest.mark.parametrize(
+    ("senders", "ret"), [("++", 0), ("+?", 0), ("+-", -1), ("-+", -1), ("??", -1), ("?+", 0)]
+)
+def test_every_known_sender_of_a_request_must_be_permitted(server, loop, monkeypatch, senders, ret):
+    verdicts = iter({"+": True, "-": False, "?": None}[sender] for sender in senders)
+    monkeypatch.setattr(commands, "_permitted", lambda _control: next(verdicts))
+    fields = ask(loop, frame(7, 9), b"lxc.arch\0")[0]
+    assert fields is not None
+    assert fields[0] == ret
 
 
 def test_serving_again_moves_to_the_new_loop(server, loop, container):

@@ -95,6 +95,7 @@ def test_environment_has_only_what_is_configured() -> None:
     assert not {"LXC_ROOTFS_PATH", "LXC_CONSOLE", "LXC_CONSOLE_LOGPATH"} & set(found)
     assert found["LXC_ROOTFS_MOUNT"] == HOST.rootfs_mount
     assert found["LXC_HOOK_VERSION"] == "0"
+    assert found["LXC_LOG_LEVEL"] == "ERROR"  # observed with lxc-execute of 5.0.2
 
 
 def test_environment_is_explained_without_values() -> None:
@@ -121,6 +122,8 @@ def test_pid_and_namespaces_are_added() -> None:
         "LXC_NET_NS": f"/proc/{me}/fd/{fds['net']}", "LXC_CGROUP_NS": f"/proc/{me}/fd/{fds['cgroup']}",
     }  # fmt: skip
     assert [name for name, _path in hooks.kept_namespaces(handler)] == ["mnt", "net", "cgroup"]
+    for fd in (*handler[NAMESPACES].values(), handler[CHILD].pidfd):
+        fd.close()
 
 
 # ------------------------------------------------------------------------------------------ words
@@ -181,8 +184,9 @@ def test_start_hook_is_looked_for_in_the_container(
         open(f"{os.fspath(tmp_path)}/hk/{name}", "w").close()
         os.chmod(f"{os.fspath(tmp_path)}/hk/{name}", mode)
     handler = Handler()
-    handler[ROOTFS] = open_fd(os.fspath(tmp_path), os.O_PATH)
-    hooks.VerifyStartHook(command="/hk/good with arguments").apply(handler)
-    with pytest.raises(HostError) as caught:
-        hooks.VerifyStartHook(command=command).apply(handler)
+    with open_fd(os.fspath(tmp_path), os.O_PATH) as root:
+        handler[ROOTFS] = root
+        hooks.VerifyStartHook(command="/hk/good with arguments").apply(handler)
+        with pytest.raises(HostError) as caught:
+            hooks.VerifyStartHook(command=command).apply(handler)
     assert caught.value.message == f"cannot run the start hook {command}: {message}"

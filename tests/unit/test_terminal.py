@@ -5,19 +5,21 @@ import termios
 import threading
 import tty
 from errno import EBADF
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from atoll.config.text import Config
 from atoll.errors import CommandError, HostError
 from atoll.linux import files
 from atoll.linux.files import OwnedFd
 from atoll.linux.proc import IdMapping
 from atoll.loop import Loop
-from atoll.plan import Handler, Start
+from atoll.plan import SYNC, Handler, Start
 from atoll.resources import terminal
 from atoll.resources.terminal import Console, ConsoleLog, Relay, Ring, TtyLeases
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def config_of(text):
@@ -33,7 +35,7 @@ class FakeHost:
     uid = 0
 
 
-HOST = FakeHost()
+HOST: Any = FakeHost()
 
 
 # ------------------------------------------------------------------------------------ keys and plans
@@ -67,7 +69,9 @@ def whole(text, **fields):
 
 
 def test_plan_of_a_distributions_container():
-    text = "lxc.pty.max = 1024\nlxc.tty.max = 4\nlxc.tty.dir = lxc\nlxc.console.logfile = /var/log/c\n"
+    text = (
+        "lxc.pty.max = 1024\nlxc.tty.max = 4\nlxc.tty.dir = lxc\nlxc.console.logfile = /var/log/c\n"
+    )
     assert whole(text) == {
         "host_console": [],
         "devpts": ["mount a devpts for 1028 ptys on /dev/pts and its ptmx on /dev/ptmx"],
@@ -111,34 +115,40 @@ def test_names_of_ttys_follow_the_console():
 
 def test_group_of_the_ptys_only_where_it_is_mapped():
     text = "lxc.pty.max = 9\n"
-    one = (IdMapping(kind="u", inside=0, outside=1, count=1), IdMapping(kind="g", inside=0, outside=1, count=1))
+    one = (
+        IdMapping(kind="u", inside=0, outside=1, count=1),
+        IdMapping(kind="g", inside=0, outside=1, count=1),
+    )
     many = (IdMapping(kind="g", inside=0, outside=100000, count=65536),)
     for id_map, group in (((), 5), (one, -1), (many, 5)):
         (step,) = terminal.devpts(config_of(text), HOST, start_of(id_map=id_map))
-        assert step.group == group
+        assert step.as_dict()["group"] == group
 
 
 def test_many_ttys_travel_in_several_frames():
-    frames = []
+    frames: dict[str, Any] = {}
 
     class Wire:
         def send_fds(self, name, fds, text=""):
-            frames.append((text, [os.dup(fd) for fd in fds]))
+            assert name not in frames  # the monitor keeps by name what comes early
+            frames[name] = (text, [os.dup(fd) for fd in fds])
 
         def receive_fds(self, name):
-            text, fds = frames.pop(0)
+            text, fds = frames.pop(name)
             return text, [OwnedFd(fd) for fd in fds]
 
     c = (config_of("lxc.tty.max = 130\n"), HOST, start_of(console=False))
     sender, receiver = Handler(), Handler()
-    sender[terminal.SYNC] = receiver[terminal.SYNC] = Wire()
+    sender[SYNC] = receiver[SYNC] = Wire()
     null = [OwnedFd(os.open("/dev/null", os.O_RDONLY)) for _ in range(130)]
-    sender[terminal.TTYS] = tuple(terminal.Pty(ptmx=fd, name=f"pts/{n}") for n, fd in enumerate(null))
+    sender[terminal.TTYS] = tuple(
+        terminal.Pty(ptmx=fd, name=f"pts/{n}") for n, fd in enumerate(null)
+    )
     for step in terminal.send(*c):
         step.apply(sender)
-    assert [len(fds) for _text, fds in frames] == [60, 60, 10]
-    for step in terminal.receive(*c):
-        step.apply(receiver)
+    assert [len(fds) for _text, fds in frames.values()] == [60, 60, 10]
+    for host_step in terminal.receive(*c):
+        host_step.apply(receiver)
     assert [pty.name for pty in receiver[terminal.TTYS]] == [f"pts/{n}" for n in range(130)]
     for fd in null:
         fd.close()
@@ -150,7 +160,10 @@ def test_many_ttys_travel_in_several_frames():
 
 def leases(count):
     h = Handler()
-    ptys = [terminal.Pty(ptmx=OwnedFd(os.open("/dev/null", os.O_RDONLY)), name=f"pts/{n}") for n in range(count)]
+    ptys = [
+        terminal.Pty(ptmx=OwnedFd(os.open("/dev/null", os.O_RDONLY)), name=f"pts/{n}")
+        for n in range(count)
+    ]
     h[terminal.TTYS] = tuple(ptys)
     return TtyLeases(h), ptys
 
@@ -244,7 +257,9 @@ def test_log_is_replaced_by_the_ring_buffer_at_the_end(tmp_path):
 
 
 def test_capped_log_wants_a_regular_file():
-    with pytest.raises(HostError, match="cannot cap the console's log file /dev/null: it is not a regular file"):
+    with pytest.raises(
+        HostError, match="cannot cap the console's log file /dev/null: it is not a regular file"
+    ):
         ConsoleLog("/dev/null", limit=4096)
 
 
@@ -301,7 +316,12 @@ class Stage:
 
         threads = [threading.Thread(target=run, args=pair) for pair in enumerate(actions)]
         left = list(threads)
-        self.loop.watch(ended, lambda _events: (os.read(ended, 1), left.pop()))
+
+        def count(_events):
+            os.read(ended, 1)
+            left.pop()
+
+        self.loop.watch(ended, count)
         for thread in threads:
             thread.start()
         self.turn(lambda: not left)
@@ -357,12 +377,16 @@ def test_a_user_who_does_not_read_stops_the_container_and_memory_stays_bounded()
     with Stage() as stage:
         os.set_blocking(stage.pts.fileno(), False)
         written = 0
-        while stage.loop.run_once(timeout=0) or written == 0:
+        while not stage.relay._paused:
             try:
-                while True:
-                    written += os.write(stage.pts.fileno(), bytes(4096))
+                written += os.write(stage.pts.fileno(), bytes(4096))
             except BlockingIOError:
-                pass
+                assert stage.loop.run_once(timeout=10)
+        with pytest.raises(BlockingIOError):
+            for _ in range(1000):
+                written += os.write(stage.pts.fileno(), bytes(4096))
+        while stage.loop.run_once(timeout=0):
+            pass
         assert stage.relay._paused
         assert len(stage.relay._to_user) < terminal.HIGH_WATER + 2 * terminal.READ_SIZE
         os.set_blocking(stage.pts.fileno(), True)
@@ -445,7 +469,11 @@ def test_terminal_is_raw_while_attached_and_gives_its_size():
     before = termios.tcgetattr(user_side.fileno())
     with Stage(user=False) as stage:
         stage.relay.attach(user_side.fileno(), user_side.fileno())
-        assert termios.tcgetattr(user_side.fileno())[3] & (termios.ECHO | termios.ISIG | termios.ICANON) == 0
+        assert (
+            termios.tcgetattr(user_side.fileno())[3]
+            & (termios.ECHO | termios.ISIG | termios.ICANON)
+            == 0
+        )
         assert files.window_size(stage.pts.fileno()) == (33, 99)
         files.set_window_size(user_side.fileno(), 10, 20)
         stage.relay.resize()
@@ -463,7 +491,9 @@ def test_failing_attach_restores_the_terminal(monkeypatch):
     user, user_side, _name = files.openpty()
     before = termios.tcgetattr(user_side.fileno())
     with Stage(user=False) as stage:
-        monkeypatch.setattr(stage.loop, "watch", lambda *_a, **_k: (_ for _ in ()).throw(OSError(5, "broken")))
+        monkeypatch.setattr(
+            stage.loop, "watch", lambda *_a, **_k: (_ for _ in ()).throw(OSError(5, "broken"))
+        )
         with pytest.raises(OSError, match="broken"):
             stage.relay.attach(user_side.fileno(), user_side.fileno())
         assert termios.tcgetattr(user_side.fileno()) == before
@@ -482,6 +512,7 @@ def test_relay_shows_the_console_on_the_configured_terminal(tmp_path):
         step.apply(h)
     h[terminal.CONSOLE] = terminal.Pty(ptmx=ptmx, name="pts/0")
     relay = terminal.relay(config, h, loop, (0, 1, 2))
+    assert relay is not None
     tty.setraw(pts.fileno())
     os.write(pts.fileno(), b"hello")
     relay.finish()
@@ -497,5 +528,7 @@ def test_relay_shows_the_console_on_the_configured_terminal(tmp_path):
 def test_the_console_cannot_be_shown_on_a_file(tmp_path):
     (tmp_path / "x").touch()
     step = terminal.OpenConsoleUser(path=str(tmp_path / "x"))
-    with pytest.raises(HostError, match=f"cannot show the console on {tmp_path}/x: it is not a terminal"):
+    with pytest.raises(
+        HostError, match=f"cannot show the console on {tmp_path}/x: it is not a terminal"
+    ):
         step.apply(Handler())

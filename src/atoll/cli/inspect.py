@@ -111,9 +111,8 @@ def usage(client: CommandClient, pid: int) -> dict[str, int]:
     except OSError as error:
         log.info("cannot find the cgroups of process %d: %s", pid, reason(error))
         return found
-    unified = all(not line.controllers for line in lines)
-    for line in lines:
-        if not (line.controllers or unified) or line.controllers[:1] == ("name=systemd",):
+    for line in lines:  # cgroup2 comes last: what a v1 controller counts is not asked of it again
+        if line.controllers[:1] == ("name=systemd",):
             continue
         kind = "cgroup" if line.controllers else "cgroup2"
         wanted = set(line.controllers[:1])
@@ -130,7 +129,8 @@ def usage(client: CommandClient, pid: int) -> dict[str, int]:
         # A payload may have moved its init into a cgroup below: the monitor knows the container's own.
         path = _asked_path(client, line.controllers or ("memory", "pids")) or line.path
         below = path.removeprefix(mount.root) if mount.root != "/" else path
-        found.update(_count(f"{mount.target}/{below.strip('/')}", line.controllers))
+        counted = _count(f"{mount.target}/{below.strip('/')}", line.controllers)
+        found = {**counted, **found}
     return found
 
 

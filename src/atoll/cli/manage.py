@@ -96,7 +96,7 @@ def lxc_execute(call: Call) -> int:
         return _start(call, container, wish)
     except StepError as error:
         if error.step == init.RunCommand.__name__ and not daemon:
-            call.complain(errors.describe(error, tool=call.program, name=call.name))
+            _complain(call, error)
             return EXIT_NO_EXEC
         raise
 
@@ -198,6 +198,11 @@ def _has_terminal(call: Call) -> bool:
     return any(os.isatty(fd) for fd in (call.stdin, call.stdout, call.stderr))
 
 
+def _complain(call: Call, error: AtollError) -> None:
+    if not call.quiet:
+        call.err.line(errors.describe(error, tool=call.program, name=call.name or None))
+
+
 def _write_timeline(path: str, timing: Timing) -> None:
     """A Chrome trace (chrome://tracing, Perfetto): one row a side, phases around steps, microseconds."""
     from json import dumps
@@ -239,28 +244,27 @@ def run(call: Call) -> int:
     """atoll run: a command in a new container, and its exit status; 125, 126 and 127 as docker and podman."""
     if not call.operands:
         raise UsageError("there is no command to run", help=True)
-    container = _run_container(call)
-    host = container.host
-    if not host.privileged and call.err.isatty() and not call.quiet:
-        call.err.line(ROOTLESS_NOTE)
-    wish = container.wish(
-        call.operands,
-        init_loop=True,
-        stdio=(call.stdin, call.stdout, call.stderr),
-        console=_has_terminal(call),
-        environment=_environment(call),
-    )
     try:
+        container = _run_container(call)
+        if not container.host.privileged and call.err.isatty() and not call.quiet:
+            call.err.line(ROOTLESS_NOTE)
+        wish = container.wish(
+            call.operands,
+            init_loop=True,
+            stdio=(call.stdin, call.stdout, call.stderr),
+            console=_has_terminal(call),
+            environment=_environment(call),
+        )
         return _start(call, container, wish)
     except StepError as error:
-        call.complain(errors.describe(error, tool=call.program).removeprefix(f"{call.program}: "))
+        _complain(call, error)
         if error.step != init.RunCommand.__name__:
             return EXIT_RUNTIME
         return EXIT_NOT_FOUND if error.errno in (None, 2) else EXIT_CANNOT_EXECUTE
-    except errors.Interrupted:
+    except (errors.Interrupted, UsageError):
         raise
     except AtollError as error:
-        call.complain(errors.describe(error, tool=call.program).removeprefix(f"{call.program}: "))
+        _complain(call, error)
         return EXIT_RUNTIME
 
 

@@ -160,6 +160,7 @@ CONTEXT: Final = struct.Struct(
 )  # layout, utilities, number of descriptors, their (void) numbers
 HIERARCHY: Final = struct.Struct("=iIii64s")  # layout, utilities, type, (void) fd, controller
 
+NOBODY: Final = (0, 65534, 65534)  # the kernel's credentials for data that has none (scm.h)
 DATA_LIMIT: Final = 8192  # PATH_MAX * 2, on both sides
 LOG_LIMIT: Final = 1 << 28  # the console log may be longer, but not without end
 BACKLOG: Final = 100
@@ -225,7 +226,7 @@ class _Connection:
         self.sock = sock
         self.received = b""
         self.outgoing = b""
-        self.allowed = True
+        self.allowed: bool | None = None  # once a sender is known, whether all were permitted
         self.kept = False
         self.wanted: tuple[int, ...] | None = None
         self.tty: int | None = None
@@ -415,7 +416,9 @@ class CommandServer:
             if not data:
                 self._drop(connection)
                 return
-            connection.allowed &= _permitted(control)
+            permitted = _permitted(control)
+            if permitted is not None:
+                connection.allowed = permitted and connection.allowed is not False
             connection.received += data
             missing = _missing(connection.received)
         if missing < 0:
@@ -512,13 +515,18 @@ def _missing(received: bytes) -> int:
     return FRAME.size + int(length) - len(received)
 
 
-def _permitted(control: Iterable[tuple[int, int, bytes]]) -> bool:
-    """Is the sender root, or the monitor's user *and* group? The kernel vouches for it."""
+def _permitted(control: Iterable[tuple[int, int, bytes]]) -> bool | None:
+    """Is the sender root, or the monitor's user *and* group? The kernel vouches for it.
+
+    None when it does not say: data without credentials of its own, sent between accept and
+    SO_PASSCRED. So a request's header, which clients send with theirs, decides.
+    """
     for level, kind, data in control:
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_CREDENTIALS):
-            _pid, uid, gid = CREDENTIALS.unpack(data[: CREDENTIALS.size])
-            return uid == 0 or (uid, gid) == (os.getuid(), os.getgid())
-    return False
+            pid, uid, gid = CREDENTIALS.unpack(data[: CREDENTIALS.size])
+            if (pid, uid, gid) != NOBODY:
+                return uid == 0 or (uid, gid) == (os.getuid(), os.getgid())
+    return None
 
 
 def _small(value: int) -> int:
@@ -964,7 +972,12 @@ class CommandClient:
         if response.ret >= 0:
             return CommandError(f"{head} was answered without what was asked for")
         code = -response.ret
-        return CommandError(f"{head} was refused: {reason(OSError(code, ''))}", errno=code)
+        foreign = code == errno.EPERM and os.geteuid() != 0
+        return CommandError(
+            f"{head} was refused: {reason(OSError(code, ''))}",
+            errno=code,
+            fix="ask as root, or as the user and group that started it" if foreign else None,
+        )
 
     def _is_served(self) -> bool:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)

@@ -134,6 +134,7 @@ class RunCommand(InitStep):
     def apply(self, h: Handler) -> None:
         """Never returns."""
         process.set_name("init")
+        process.set_process_title("init")
         process.set_signal_mask(LOOP_SIGNAL_MASK)
         signals = process.signalfd(LOOP_SIGNAL_MASK)
         environment = h[INIT_ENVIRONMENT]

@@ -168,7 +168,7 @@ class Running:
         self._close_relay()
         self.handler.take(CHILD)
         child.pidfd.close()
-        self._end("reboot" if reboot else "stop")
+        reboot = self._end("reboot" if reboot else "stop")
         self.outcome = Outcome(status=status, reboot=reboot, restored=self.restored)
 
     def _close_relay(self) -> None:
@@ -177,11 +177,14 @@ class Running:
             self.relay.close()
             self.relay = None
 
-    def _end(self, target: str) -> None:
-        """Stop hooks, take back, STOPPED, post-stop hooks. Never raises for what a hook or taking back does."""
+    def _end(self, target: str) -> bool:
+        """Stop hooks, take back, STOPPED, post-stop hooks. Never raises for what a hook or taking back does.
+
+        True when it is to start again: `target` is reboot, and no post-stop hook has failed.
+        """
         request, start = self.request, self.start
         if start is None:
-            return
+            return False
         self._close_relay()
         announced = self.server is not None  # else no hook has run either
         if announced:
@@ -197,21 +200,30 @@ class Running:
         elif self.server is not None:
             self.server.close()  # this is how those who wait learn of STOPPED
             self.server = None
+        fine = True
         if announced:
-            self._run(sequence.stopped(request.config, request.host, start, target=target))
+            fine = self._run(sequence.stopped(request.config, request.host, start, target=target))
         self._answered()
         self.handler.close()
+        again = target == "reboot" and fine
+        if self.server is not None and not again:
+            self.server.close()
+            self.server = None
+        return again
 
-    def _run(self, plan: Plan) -> None:
-        """Run host steps whose failure is only logged."""
+    def _run(self, plan: Plan) -> bool:
+        """Run host steps whose failure is only logged; False when one failed."""
         places = plan.placed()
+        fine = True
         for place in places:
             try:
                 executor.run(
                     [place], self.handler, total=len(places), observers=self.request.observers
                 )
             except AtollError as error:
+                fine = False
                 log.error("%s", error.message)
+        return fine
 
     # -- what signals ask --------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def gather(
     *,
     environ: Mapping[str, str],
     system: cgroup.CgroupSystem,
-    pid_of: Callable[[str], int],
+    pid_of: Callable[[str], int | None],
 ) -> Facts:
     """Look up what the plan depends on. `pid_of` answers the init pid of a running container by name."""
     listen = environ.get("LISTEN_FDS", "0")
@@ -159,15 +159,29 @@ def _argv(config: Config, wish: Wish) -> tuple[str, ...]:
 
 
 def _needs_id_map(host: Host) -> HostError:
-    try:
-        suggestion = idmap.subordinate_mapping(host)
-    except HostError as error:
-        return error
+    suggestion = idmap.subordinate_mapping(host)
+    if not suggestion:
+        return _no_subordinate_ids(host)
     lines = " and ".join(f"lxc.idmap = {m.kind} {m.inside} {m.outside} {m.count}" for m in suggestion)
     return HostError(
         "an ordinary user's container needs an id map, and lxc.idmap is not set",
         missing="lxc.idmap",
         fix=f"add {lines}, or run as root",
+    )
+
+
+def _no_subordinate_ids(host: Host) -> HostError:
+    if host.subuids and host.subgids:
+        return HostError(
+            "an ordinary user's container needs newuidmap and newgidmap, and they are not installed set-uid",
+            missing="newuidmap",
+            fix="apt-get install uidmap, or run as root",
+        )
+    files = " and ".join(f for f, ranges in (("/etc/subuid", host.subuids), ("/etc/subgid", host.subgids)) if not ranges)
+    return HostError(
+        f"an ordinary user's container needs an id map, and user {host.user} has no subordinate ids in {files}",
+        missing="subordinate ids",
+        fix=f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {host.user} (as root), then set lxc.idmap",
     )
 
 
@@ -185,6 +199,11 @@ def start(config: Config, host: Host, s: Start, facts: Facts, wish: Wish) -> Pla
                 monitor=flatten(
                     states.inherited(s, close=wish.close_inherited, listen_fds=facts.listen_fds),
                     states.listen(s),
+                    states.unshare(
+                        s,
+                        wanted=bool(config[Monitor].unshare),
+                        origin=config.origin("lxc.monitor.unshare"),
+                    ),
                     states.enter("STARTING"),
                     hooks.environment(*c, environ=environ),
                     hooks.run(*c, "pre-start"),

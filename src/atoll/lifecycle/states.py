@@ -9,6 +9,7 @@ import os
 from fcntl import F_GETFD, FD_CLOEXEC, fcntl
 
 from atoll.lifecycle import commands
+from atoll.linux import mount, process
 from atoll.log import get_logger
 from atoll.plan import HostStep, Slot
 
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from atoll.errors import Origin
     from atoll.plan import Handler, Start
 
     class Owner(Protocol):
@@ -37,6 +39,11 @@ def inherited(start: Start, *, close: bool, listen_fds: int) -> tuple[HostStep, 
     """Look at descriptors that were inherited without close-on-exec; LISTEN_FDS ones stay."""
     keep = tuple(range(3, 3 + listen_fds)) + tuple(fd for fd in start.stdio or () if fd > 2)
     return (CheckInherited(close=close or start.daemon, keep=keep),)
+
+
+def unshare(start: Start, *, wanted: bool, origin: Origin | None) -> tuple[HostStep, ...]:
+    """lxc.monitor.unshare: only where the monitor is a process of its own, never in a library's caller."""
+    return (UnshareMonitor(origin=origin),) if wanted and start.monitor_cgroup else ()
 
 
 def listen(start: Start) -> tuple[HostStep, ...]:
@@ -82,6 +89,20 @@ def _inheritable(fd: int) -> bool:
         return not fcntl(fd, F_GETFD) & FD_CLOEXEC
     except OSError:
         return False  # the listing's own descriptor, closed since
+
+
+class UnshareMonitor(HostStep):
+    """Give the monitor a mount namespace of its own, a slave of the host's: mounts of its hooks stay in it."""
+
+    def explain(self) -> str:
+        """Say it."""
+        return "give the monitor a mount namespace of its own"
+
+    def apply(self, h: Handler) -> None:
+        """It goes with the monitor."""
+        del h
+        process.unshare(process.CLONE_NEWNS)
+        mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
 
 
 class ListenCommandSocket(HostStep):

@@ -698,10 +698,9 @@ class ClearAmbientCapabilities(InitStep):
     """Init gets what its ids and files give it, and no capabilities of the set-up."""
 
     def apply(self, h: Handler) -> None:
-        """Empty the inheritable set, and with it the ambient one; capabilities(7)."""
+        """Empty the inheritable set; the kernel then empties the ambient one, which is never more (capabilities(7))."""
         del h
         sets = process.capabilities()
-        process.ambient_clear()
         if sets.inheritable:
             process.set_capabilities(sets.replace(inheritable=0))
 

@@ -103,6 +103,7 @@ def environment(
 
     Init begins with a copy of it (credentials.hook_environment extends that one).
     """
+    level = config.get("lxc.log.level")
     added = {
         "LXC_NAME": start.name,
         "LXC_CONFIG_FILE": config.file or f"{start.directory}/config",
@@ -110,7 +111,7 @@ def environment(
         "LXC_ROOTFS_PATH": config.get("lxc.rootfs.path"),
         "LXC_CONSOLE": config.get("lxc.console.path"),
         "LXC_CONSOLE_LOGPATH": config.get("lxc.console.logfile"),
-        "LXC_LOG_LEVEL": config.get("lxc.log.level"),
+        "LXC_LOG_LEVEL": "ERROR" if level in ("", "NOTSET") else level,
         "LXC_HOOK_VERSION": str(config[Hooks].version),
         "LXC_CGNS_AWARE": "1" if "cgroup" in host.namespaces else "",
     }

@@ -853,7 +853,9 @@ def _free_place(root: int, name: str, *, fresh: bool) -> OwnedFd:
     """The directory; with `fresh` without what was mounted on it."""
     place = _directory(root, name)
     if not fresh or os.fstat(place.fileno()).st_dev == os.fstat(root).st_dev:
-        return place  # a bind mount of the same file system may hide there: it does no harm under ours
+        return (
+            place  # a bind mount of the same file system may hide there: it does no harm under ours
+        )
     try:
         mount.umount(place.path, flags=mount.MNT_DETACH)
     except OSError as error:

@@ -287,7 +287,7 @@ class AllocateHostConsole(HostStep):
         ptmx, pts, name = files.openpty()
         try:
             if self.owner >= 0:
-                files.chown(pts.path, self.owner, -1)
+                files.chown(pts.fileno(), self.owner, -1)
         except BaseException:
             ptmx.close()
             pts.close()
@@ -478,10 +478,7 @@ class BindTtys(InitStep):
                 source = f"{instance}/{pty.name.removeprefix('pts/')}"
                 if self.directory:
                     _bind_file(root, source, f"dev/{self.directory}/tty{number}")
-                    _remove_file(root, f"dev/tty{number}")
-                    files.symlink(
-                        f"{self.directory}/tty{number}", f"tty{number}", dir_fd=dev.fileno()
-                    )
+                    _link(f"{self.directory}/tty{number}", f"tty{number}", dev.fileno())
                 else:
                     _bind_file(root, source, f"dev/tty{number}")
 
@@ -508,9 +505,8 @@ class SendTerminals(InitStep):
         taken = h[TTYS] if self.ttys else ()
         for at in range(0, self.ttys, FDS_A_FRAME):
             part = taken[at : at + FDS_A_FRAME]
-            h[SYNC].send_fds(
-                "ttys", [p.ptmx.fileno() for p in part], " ".join(p.name for p in part)
-            )
+            listed = " ".join(pty.name for pty in part)
+            h[SYNC].send_fds(f"ttys {at}", [pty.ptmx.fileno() for pty in part], listed)
 
     def explain(self) -> str:
         """What goes."""
@@ -535,7 +531,7 @@ class ReceiveTerminals(HostStep):
             h[CONSOLE] = Pty(ptmx=ptmx, name=name)
         taken: list[Pty] = []
         while len(taken) < self.ttys:
-            listed, fds = h[SYNC].receive_fds("ttys")
+            listed, fds = h[SYNC].receive_fds(f"ttys {len(taken)}")
             taken += [Pty(ptmx=fd, name=n) for fd, n in zip(fds, listed.split(), strict=True)]
         if self.ttys:
             h[TTYS] = tuple(taken)
@@ -620,7 +616,7 @@ def _uncovered(root: int, name: str) -> OwnedFd:
 def _chmod(pts: OwnedFd, mode: int) -> None:
     """The mode of a pty; one of the host's that is not ours keeps its own."""
     try:
-        files.chmod(pts.path, mode)
+        files.chmod(pts.fileno(), mode)
     except OSError as error:
         if error.errno != EPERM:
             raise
