@@ -236,7 +236,7 @@ class _Sealed:
 def init_main(h: Handler, link: Link) -> None:
     """Run init's half of the plan. Never returns: the last step executes, or the process exits."""
     gc.disable()
-    sys.meta_path.insert(0, _Sealed())  # type: ignore[arg-type]  # it is a finder by shape
+    sys.meta_path.insert(0, _Sealed())
     private = h.take(MONITOR_FDS)
     for fd in private() if private is not None else ():
         os.close(fd)

@@ -470,11 +470,11 @@ class BindTtys(InitStep):
 
     def apply(self, h: Handler) -> None:
         """One after another."""
-        root, instance = h[ROOTFS].fileno(), h[DEVPTS].path
+        root, instance, ttys = h[ROOTFS].fileno(), h[DEVPTS].path, h[TTYS]
         if self.directory:
             files.make_directories(root, f"dev/{self.directory}", 0o755)
         with files.open_beneath(root, "dev", os.O_PATH | os.O_DIRECTORY) as dev:
-            for number, pty in enumerate(h[TTYS], start=1):
+            for number, pty in enumerate(ttys, start=1):
                 source = f"{instance}/{pty.name.removeprefix('pts/')}"
                 if self.directory:
                     _bind_file(root, source, f"dev/{self.directory}/tty{number}")

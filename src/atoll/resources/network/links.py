@@ -214,7 +214,8 @@ def _run(
 ) -> script.Output:
     """Run a script with LXC's arguments and environment of either hook version."""
     arguments = {"veth": (step.link, step.host_end), "macvlan": (step.link,)}.get(step.type, ())
-    environment = dict(h.get(HOOK_ENVIRONMENT) or {**os.environ, "LXC_NAME": step.name})
+    known = h.get(HOOK_ENVIRONMENT)
+    environment = {**os.environ, "LXC_NAME": step.name} if known is None else dict(known)
     if CHILD in h:
         environment["LXC_PID"] = str(h[CHILD].pid)
     if when == "down":
