@@ -21,7 +21,7 @@ from atoll.loop import Loop
 from atoll.records import Record
 from atoll.resources import cgroup, idmap
 from atoll.resources.lifetime import Lifetime, Signals
-from atoll.resources.rootfs import Rootfs
+from atoll.resources.storage import Rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -71,9 +71,7 @@ def test_resources_do_not_know_each_other(module: sources.Module) -> None:
             continue
         parts = name.split(".")
         member_of_own = parts[2] == own
-        to_own_init = member_of_own and len(parts) == 3
-        # A package's __init__ may load its members; a member may use its __init__, not its siblings.
-        if not (to_own_init or (member_of_own and module.package) or name == module.name):
+        if not member_of_own:  # the members of one package are one resource (docs/adr/0004)
             wrong.append(f"{module.path}:{line} imports {name}")
     assert wrong == []
 

@@ -39,7 +39,7 @@ OWNERS: dict[str, str] = {
     "lxc.prlimit": "atoll.resources.limits",
     "lxc.proc": "atoll.resources.limits",
     "lxc.pty": "atoll.resources.terminal",
-    "lxc.rootfs": "atoll.resources.rootfs",
+    "lxc.rootfs": "atoll.resources.storage",
     "lxc.sched": "atoll.resources.limits",
     "lxc.seccomp": "atoll.resources.seccomp",
     "lxc.selinux": "atoll.resources.lsm",

@@ -17,8 +17,7 @@ from atoll.log import get_logger
 from atoll.plan import Handler, HostStep, Phase, Plan, Slot, flatten
 from atoll.records import Record
 from atoll.resources import hooks
-from atoll.resources.rootfs import Rootfs
-from atoll.resources.storage import parse_source
+from atoll.resources.storage import Rootfs, parse_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,6 +18,8 @@ from atoll.resources.terminal import CONSOLE_PEER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from atoll.plan import Handler, Start
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -137,23 +139,29 @@ class RunCommand(InitStep):
         process.set_process_title("init")
         process.set_signal_mask(LOOP_SIGNAL_MASK)
         signals = process.signalfd(LOOP_SIGNAL_MASK)
-        environment = h[INIT_ENVIRONMENT]
-        child = process.clone(lambda: self._become(h, environment))
-        link = h[SYNC]
+        # A session leader gets a controlling terminal by a call of its own, which posix_spawn(3) has no word for.
+        command = self._clone(h) if os.isatty(0) else self._spawn(h)
         keep = signals.fileno()
         _close_all_but(keep)
-        del link
-        _loop(child.pid, keep, linger=self.linger)
+        _loop(command, keep, linger=self.linger)
 
-    def _become(self, h: Handler, environment: dict[str, str]) -> None:
-        os.setsid()
-        if os.isatty(0):
-            process.set_controlling_terminal(0)
+    def _spawn(self, h: Handler) -> int:
         process.close_range(3, ~0 & 0xFFFFFFFF, cloexec=True)
-        process.reset_signals()
+        environment = h[INIT_ENVIRONMENT]
+        return _first_that_works(
+            self.argv[0], environment, lambda path: process.spawn(path, self.argv, environment)
+        )
+
+    def _clone(self, h: Handler) -> int:
+        return process.clone(lambda: self._become(h)).pid
+
+    def _become(self, h: Handler) -> None:
+        os.setsid()
+        process.set_controlling_terminal(0)
+        process.close_range(3, ~0 & 0xFFFFFFFF, cloexec=True)
         process.set_signal_mask(0)
         try:
-            execute_program(self.argv, environment)
+            execute_program(self.argv, h[INIT_ENVIRONMENT])
         except BaseException as error:  # noqa: BLE001 - the monitor must hear whatever it was
             h[FAILURE](error)
         os._exit(127)
@@ -207,10 +215,16 @@ def _kill(pid: int, number: int) -> None:
 
 def execute_program(argv: tuple[str, ...], environment: dict[str, str]) -> None:
     """execve with a search of PATH inside the container. Raises HostError that says why; never returns otherwise."""
+    words = list(argv)
+    _first_that_works(argv[0], environment, lambda path: os.execve(path, words, environment))  # noqa: S606 - no shell
+
+
+def _first_that_works(program: str, environment: dict[str, str], start: Callable[[str], int]) -> int:
+    """What `start` returns for the first place of PATH where there is something to execute. Raises HostError."""
     last: OSError | None = None
-    for path in _candidates(argv[0], environment):
+    for path in _candidates(program, environment):
         try:
-            os.execve(path, list(argv), environment)  # noqa: S606 - no shell is wanted here
+            return start(path)
         except OSError as error:
             if last is None or error.errno not in (ENOENT, ENOTDIR):
                 last = error
@@ -219,7 +233,7 @@ def execute_program(argv: tuple[str, ...], environment: dict[str, str]) -> None:
                 break
     if last is None:
         raise HostError("there is no command to execute", errno=ENOENT)
-    raise _explained(argv[0], failed, last)
+    raise _explained(program, failed, last)
 
 
 def _candidates(program: str, environment: dict[str, str]) -> tuple[str, ...]:

@@ -25,11 +25,12 @@ from atoll.resources import (
     namespaces,
     network,
     rootfs,
+    storage,
     terminal,
 )
 from atoll.resources.lifetime import Lifetime, Monitor
 from atoll.resources.lsm import AppArmor
-from atoll.resources.rootfs import Rootfs
+from atoll.resources.storage import Rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from atoll.config.text import Config
     from atoll.host import Host
+
+    Context = tuple[Config, Host, Start]
 
 ID_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -162,7 +165,9 @@ def _needs_id_map(host: Host) -> HostError:
     suggestion = idmap.subordinate_mapping(host)
     if not suggestion:
         return _no_subordinate_ids(host)
-    lines = " and ".join(f"lxc.idmap = {m.kind} {m.inside} {m.outside} {m.count}" for m in suggestion)
+    lines = " and ".join(
+        f"lxc.idmap = {m.kind} {m.inside} {m.outside} {m.count}" for m in suggestion
+    )
     return HostError(
         "an ordinary user's container needs an id map, and lxc.idmap is not set",
         missing="lxc.idmap",
@@ -177,7 +182,11 @@ def _no_subordinate_ids(host: Host) -> HostError:
             missing="newuidmap",
             fix="apt-get install uidmap, or run as root",
         )
-    files = " and ".join(f for f, ranges in (("/etc/subuid", host.subuids), ("/etc/subgid", host.subgids)) if not ranges)
+    files = " and ".join(
+        f
+        for f, ranges in (("/etc/subuid", host.subuids), ("/etc/subgid", host.subgids))
+        if not ranges
+    )
     return HostError(
         f"an ordinary user's container needs an id map, and user {host.user} has no subordinate ids in {files}",
         missing="subordinate ids",
@@ -188,138 +197,180 @@ def _no_subordinate_ids(host: Host) -> HostError:
 def start(config: Config, host: Host, s: Start, facts: Facts, wish: Wish) -> Plan:
     """The plan of a start. Pure: nothing is looked at, nothing is done."""
     c = (config, host, s)
-    system = facts.cgroup_system
-    environ = dict(facts.environ)
-    nesting = config[AppArmor].allow_nesting
     plan = Plan(
         name=s.name,
         phases=(
-            Phase(
-                name="prepare",  # one process, before the clone
-                monitor=flatten(
-                    states.inherited(s, close=wish.close_inherited, listen_fds=facts.listen_fds),
-                    states.listen(s),
-                    states.unshare(
-                        s,
-                        wanted=bool(config[Monitor].unshare),
-                        origin=config.origin("lxc.monitor.unshare"),
-                    ),
-                    states.enter("STARTING"),
-                    hooks.environment(*c, environ=environ),
-                    hooks.run(*c, "pre-start"),
-                    terminal.host_console(*c),
-                    cgroup.prepare(*c, system=system),
-                    namespaces.open_shared(*c, facts.shared),
-                    rootfs.mount_point(*c),
-                    rootfs.pin(*c),
-                    network.prepare(*c),
-                    credentials.reboot_support(host, user_namespace=bool(s.id_map)),
-                    credentials.path_owners(*c),
-                    credentials.monitor_pidfd(*c),
-                    spawn.CloneInit(flags=s.clone_namespaces, shared=bool(facts.shared)),
-                ),
-            ),
-            Phase(
-                name="clone",
-                init=flatten(
-                    credentials.death_signal(*c),
-                    cgroup.join(*c, system=system),
-                    credentials.ambient_capabilities(*c),
-                    credentials.signal_mask(*c),
-                ),
-                monitor=flatten(
-                    hooks.child_environment(*c),
-                    limits.core_scheduling(*c),
-                    namespaces.keep(*c),
-                    idmap.write(*c),
-                    cgroup.enter(*c, system=system),
-                ),
-            ),
-            Phase(
-                name="network",
-                init=flatten(
-                    namespaces.unshare_net(*c),
-                    idmap.become_root(*c),
-                    credentials.check_traversable(*c),
-                    credentials.drop_reboot(*c),
-                ),
-                monitor=flatten(
-                    namespaces.keep_net(*c),
-                    network.create(*c),
-                    limits.proc_files(*c),
-                    limits.resource_limits(*c),
-                ),
-            ),
-            Phase(
-                name="rootfs",
-                init=flatten(
-                    namespaces.unshare_later(*c),
-                    credentials.hook_environment(*c),
-                    rootfs.prepare(*c),
-                    hooks.run_inside(*c, "pre-mount"),
-                    rootfs.take(*c),
-                    namespaces.hostname(*c),
-                    credentials.keyring(*c),
-                    network.configure(*c),
-                    mounts.device_tmpfs(*c),
-                    mounts.automatic(*c),
-                    mounts.fstab(*c, fstab_text=facts.fstab),
-                    mounts.entries(*c, nesting=nesting),
-                ),
-            ),
-            Phase(
-                name="mounts",
-                init=flatten(
-                    cgroup.mounts(*c, token=mounts.cgroup_token(config)),
-                    hooks.run_inside(*c, "mount"),
-                    hooks.run_inside(*c, "autodev"),
-                    mounts.populate_dev(*c),
-                    hooks.verify(*c),
-                    terminal.devpts(*c),
-                    terminal.console(*c),
-                    terminal.ttys(*c),
-                    mounts.boot_id(*c),
-                    rootfs.pivot(*c),
-                    mounts.after_pivot(*c),
-                    limits.personality(*c),
-                    limits.sysctls(*c),
-                    credentials.drop_capabilities(*c),
-                    credentials.no_new_privileges(*c),
-                    hooks.run_inside(*c, "start"),
-                    init.stdio(s),
-                    credentials.working_directory(*c),
-                ),
-            ),
-            Phase(
-                name="limits",
-                monitor=flatten(
-                    cgroup.finish(*c, system=system),
-                    hooks.run(*c, "start-host"),
-                ),
-            ),
-            Phase(
-                name="fds",
-                init=flatten(terminal.send(*c)),
-                monitor=flatten(
-                    terminal.receive(*c),
-                    namespaces.keep_later(*c),
-                ),
-            ),
-            Phase(
-                name="ready",
-                init=flatten(
-                    credentials.final(*c, death_signal=config[Monitor].death_signal),
-                    init.execute(s, listen_fds=facts.listen_fds, linger=wish.linger),
-                ),
-                monitor=flatten(
-                    spawn.AwaitExec(),
-                    states.enter("RUNNING"),
-                ),
-            ),
+            _prepare(c, facts, wish),
+            _clone(c, facts),
+            _network(c),
+            _rootfs(c, facts),
+            _mounts(c),
+            _limits(c, facts),
+            _fds(c),
+            _ready(c, facts, wish),
         ),
     )
     plan.check(given=(states.OWNER, spawn.PROGRAM, spawn.MONITOR_FDS))
     return plan
+
+
+def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
+    """One process, before the clone: all that init inherits."""
+    config, host, s = c
+    return Phase(
+        name="prepare",
+        monitor=flatten(
+            states.inherited(s, close=wish.close_inherited, listen_fds=facts.listen_fds),
+            states.listen(s),
+            states.unshare(
+                s,
+                wanted=bool(config[Monitor].unshare),
+                origin=config.origin("lxc.monitor.unshare"),
+            ),
+            states.enter("STARTING"),
+            hooks.environment(*c, environ=dict(facts.environ)),
+            hooks.run(*c, "pre-start"),
+            terminal.host_console(*c),
+            cgroup.prepare(*c, system=facts.cgroup_system),
+            namespaces.open_shared(*c, facts.shared),
+            rootfs.mount_point(host, s),
+            rootfs.pin(s, storage.directory(config), config.origin("lxc.rootfs.path")),
+            network.prepare(*c),
+            credentials.reboot_support(host, user_namespace=bool(s.id_map)),
+            credentials.path_owners(*c),
+            credentials.monitor_pidfd(*c),
+            spawn.CloneInit(flags=s.clone_namespaces, shared=bool(facts.shared)),
+        ),
+    )
+
+
+def _clone(c: Context, facts: Facts) -> Phase:
+    """Init cannot be lost any more; the monitor gives it its ids and its cgroups."""
+    return Phase(
+        name="clone",
+        init=flatten(
+            credentials.death_signal(*c),
+            cgroup.join(*c, system=facts.cgroup_system),
+            credentials.ambient_capabilities(*c),
+            credentials.signal_mask(*c),
+        ),
+        monitor=flatten(
+            hooks.child_environment(*c),
+            limits.core_scheduling(*c),
+            namespaces.keep(*c),
+            idmap.write(*c),
+            cgroup.enter(*c, system=facts.cgroup_system),
+        ),
+    )
+
+
+def _network(c: Context) -> Phase:
+    """Init becomes root of its namespaces; the monitor gives it links and limits."""
+    return Phase(
+        name="network",
+        init=flatten(
+            namespaces.unshare_net(*c),
+            idmap.become_root(*c),
+            credentials.check_traversable(*c),
+            credentials.drop_reboot(*c),
+        ),
+        monitor=flatten(
+            namespaces.keep_net(*c),
+            network.create(*c),
+            limits.proc_files(*c),
+            limits.resource_limits(*c),
+        ),
+    )
+
+
+def _rootfs(c: Context, facts: Facts) -> Phase:
+    """Init takes its root, its name, its links, and mounts."""
+    config, _host, _s = c
+    return Phase(
+        name="rootfs",
+        init=flatten(
+            namespaces.unshare_later(*c),
+            credentials.hook_environment(*c),
+            rootfs.prepare(*c),
+            hooks.run_inside(*c, "pre-mount"),
+            storage.take(*c),
+            namespaces.hostname(*c),
+            credentials.keyring(*c),
+            network.configure(*c),
+            mounts.device_tmpfs(*c),
+            mounts.automatic(*c),
+            mounts.fstab(*c, fstab_text=facts.fstab),
+            mounts.entries(*c, nesting=config[AppArmor].allow_nesting),
+        ),
+    )
+
+
+def _mounts(c: Context) -> Phase:
+    """Init completes /dev, enters its root, and gives up what it may not keep."""
+    config, _host, s = c
+    return Phase(
+        name="mounts",
+        init=flatten(
+            cgroup.mounts(*c, token=mounts.cgroup_token(config)),
+            hooks.run_inside(*c, "mount"),
+            hooks.run_inside(*c, "autodev"),
+            mounts.populate_dev(*c),
+            hooks.verify(*c),
+            terminal.devpts(*c),
+            terminal.console(*c),
+            terminal.ttys(*c),
+            mounts.boot_id(*c),
+            rootfs.pivot(*c),
+            mounts.after_pivot(*c),
+            limits.personality(*c),
+            limits.sysctls(*c),
+            credentials.drop_capabilities(*c),
+            credentials.no_new_privileges(*c),
+            hooks.run_inside(*c, "start"),
+            init.stdio(s),
+            credentials.working_directory(*c),
+        ),
+    )
+
+
+def _limits(c: Context, facts: Facts) -> Phase:
+    """Device rules last: init needed to make its nodes."""
+    _config, host, _s = c
+    return Phase(
+        name="limits",
+        monitor=flatten(
+            cgroup.finish(*c, system=facts.cgroup_system),
+            hooks.run(*c, "start-host"),
+        ),
+    )
+
+
+def _fds(c: Context) -> Phase:
+    """What the monitor keeps of init."""
+    return Phase(
+        name="fds",
+        init=flatten(terminal.send(*c)),
+        monitor=flatten(
+            terminal.receive(*c),
+            namespaces.keep_later(*c),
+        ),
+    )
+
+
+def _ready(c: Context, facts: Facts, wish: Wish) -> Phase:
+    """The point of no return."""
+    config, _host, s = c
+    return Phase(
+        name="ready",
+        init=flatten(
+            credentials.final(*c, death_signal=config[Monitor].death_signal),
+            init.execute(s, listen_fds=facts.listen_fds, linger=wish.linger),
+        ),
+        monitor=flatten(
+            spawn.AwaitExec(),
+            states.enter("RUNNING"),
+        ),
+    )
 
 
 def stopping(config: Config, host: Host, s: Start, *, target: str) -> Plan:
@@ -345,6 +396,9 @@ def stopped(config: Config, host: Host, s: Start, *, target: str) -> Plan:
     return Plan(
         name=s.name,
         phases=(
-            Phase(name="stopped", monitor=flatten(hooks.run(config, host, s, "post-stop", target=target))),
+            Phase(
+                name="stopped",
+                monitor=flatten(hooks.run(config, host, s, "post-stop", target=target)),
+            ),
         ),
     )

@@ -141,8 +141,6 @@ class CloneInit(HostStep):
     def apply(self, h: Handler) -> None:
         """Clone. In the child this never returns."""
         ours, theirs = files.seqpacket_pair()
-        gc.collect()
-        gc.freeze()
         try:
             child = self._clone(h, Link(theirs), ours)
         except BaseException:
@@ -150,7 +148,6 @@ class CloneInit(HostStep):
             raise
         finally:
             theirs.close()
-            gc.unfreeze()
         h[CHILD] = child
         h[SYNC] = Link(ours)
 

@@ -1,6 +1,6 @@
-"""The root file system: pin it, shield the host's mounts, mount it, pivot into it.
+"""The root file system: pin it, shield the host's mounts, pivot into it.
 
-Not what is mounted inside (mounts.py) nor the storage back ends (storage/). Sources: pivot_root(2), mount_namespaces(7),
+Not what mounts it (storage/) nor what is mounted inside (mounts.py). Sources: pivot_root(2), mount_namespaces(7),
 reference of LXC sections 1.6 and 3.3.
 """
 
@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 from errno import EROFS
 
-from atoll.config.keys import Section, flag, key, path, text
-from atoll.errors import ConfigError, HostError
+from atoll.errors import HostError
 from atoll.linux import files, mount
 from atoll.linux.process import CLONE_NEWNS
 from atoll.plan import ROOTFS, HostStep, InitStep, Slot
-from atoll.resources.storage import Options, parse_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,73 +24,18 @@ if TYPE_CHECKING:
 
 PIN = Slot["OwnedFd"]("rootfs pin")
 PIN_NAME = ".lxc_keep"
-SPECIFIC = ("create=", "optional", "relative")
 
 
-class Rootfs(Section):
-    """lxc.rootfs.*: where the root file system is and how it is mounted."""
-
-    path: str | None = key(
-        "lxc.rootfs.path",
-        text,
-        legacy=("lxc.rootfs",),
-        show=lambda value: parse_plain(value),
-        doc="[TYPE:]PATH of the root file system. TYPE: dir (default), overlay:LOWER:UPPER.",
-    )
-    mount: str | None = key(
-        "lxc.rootfs.mount", path, doc="Directory of the host on which it is mounted during the set-up."
-    )
-    options: str | None = key(
-        "lxc.rootfs.options", text, doc="Mount options, comma separated; idmap= for an idmapped mount."
-    )
-    managed: bool = key(
-        "lxc.rootfs.managed", flag, default=True, doc="0: lxc-destroy leaves the storage alone."
-    )
-
-
-def parse_plain(value: str) -> str:
-    """The path without its type, as LXC's getter answers."""
-    kind, colon, rest = value.partition(":")
-    known = ("dir", "overlay", "overlayfs", "btrfs", "loop", "lvm", "nbd", "rbd", "zfs")
-    return rest if colon and kind in known else value
-
-
-def parse_options(value: str | None, origin: Origin | None) -> Options:
-    """lxc.rootfs.options as flags and data. Raises ConfigError for options that only mount entries take."""
-    flags, propagation = 0, 0
-    data: list[str] = []
-    for option in (value or "").split(","):
-        if not option or option == "defaults":
-            continue
-        if option.startswith(SPECIFIC) or option.startswith("idmap="):
-            what = "belongs to the storage part of the project" if option.startswith("idmap=") else "is for mount entries"
-            raise ConfigError(
-                f"lxc.rootfs.options: {option} {what}", key="lxc.rootfs.options", origin=origin
-            )
-        if option in mount.OPTIONS:
-            clear, bit = mount.OPTIONS[option]
-            flags = flags & ~bit if clear else flags | bit
-        elif option in mount.PROPAGATION:
-            propagation |= mount.PROPAGATION[option]
-        else:
-            data.append(option)
-    return Options(flags=flags & ~(mount.MS_BIND | mount.MS_REC), propagation=propagation, data=",".join(data))
-
-
-def pin(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
+def pin(start: Start, directory: str | None, origin: Origin | None) -> tuple[HostStep, ...]:
     """Before the clone: keep a writable directory from being remounted read-only (LXC's .lxc_keep)."""
-    section = config[Rootfs]
-    if not section.path or start.id_map or not host.privileged:
+    if directory is None or start.id_map or not start.privileged:
         return ()
-    source = parse_source(section.path, config.origin("lxc.rootfs.path"))
-    if source.backend != "dir":
-        return ()
-    return (PinRootfs(path=source.text, origin=config.origin("lxc.rootfs.path")),)
+    return (PinRootfs(path=directory, origin=origin),)
 
 
-def mount_point(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
+def mount_point(host: Host, start: Start) -> tuple[HostStep, ...]:
     """Before the clone: the default mount point is made where no distribution made one."""
-    if start.rootfs is None or config[Rootfs].mount or start.rootfs != f"{host.run_directory}/rootfs":
+    if start.rootfs != f"{host.run_directory}/rootfs":
         return ()
     return (MakeMountPoint(path=start.rootfs),)
 
@@ -103,32 +46,6 @@ def prepare(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
     if start.namespaces & CLONE_NEWNS:
         return (ShieldHostMounts(),)
     return ()
-
-
-def take(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
-    """In init: mount the root file system, or take the host's as it is."""
-    del host
-    section = config[Rootfs]
-    origin = config.origin("lxc.rootfs.path")
-    if start.rootfs is None or not section.path:
-        return (ShareHostRoot(),)
-    if not start.namespaces & CLONE_NEWNS:
-        raise ConfigError(
-            "a container with a root file system needs a mount namespace of its own",
-            key="lxc.namespace.keep",
-            origin=config.origin("lxc.namespace.keep") or config.origin("lxc.namespace.clone"),
-            fix="take mnt out of lxc.namespace.keep, or add it to lxc.namespace.clone",
-        )
-    from atoll.resources.storage import dirs  # noqa: PLC0415 - a back end loads only when chosen
-
-    source = parse_source(section.path, origin)
-    options = parse_options(section.options, config.origin("lxc.rootfs.options"))
-    steps: list[InitStep] = [*dirs.mount_steps(source, start, options, origin=origin)]
-    if options.propagation:
-        steps.append(
-            SetRootPropagation(flags=options.propagation, origin=config.origin("lxc.rootfs.options"))
-        )
-    return tuple(steps)
 
 
 def pivot(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
@@ -192,31 +109,6 @@ class ShieldHostMounts(InitStep):
         """One recursive propagation change."""
         del h
         mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
-
-
-class ShareHostRoot(InitStep):
-    """No root file system of its own: the container sees the host's tree."""
-
-    fills = (ROOTFS,)
-
-    def explain(self) -> str:
-        """Say whose root it is."""
-        return "use the host's root file system (lxc.rootfs.path is not set)"
-
-    def apply(self, h: Handler) -> None:
-        """Open it."""
-        h[ROOTFS] = files.open_fd("/", os.O_PATH | os.O_DIRECTORY)
-
-
-class SetRootPropagation(InitStep):
-    """Apply the propagation that lxc.rootfs.options asks for."""
-
-    flags: int
-    needs = (ROOTFS,)
-
-    def apply(self, h: Handler) -> None:
-        """Change it."""
-        mount.mount(None, h[ROOTFS].path, flags=self.flags)
 
 
 class VerifyNotOvermounted(InitStep):

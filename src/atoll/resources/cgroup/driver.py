@@ -85,6 +85,13 @@ ENABLED = Slot["dict[str, tuple[tuple[str, ...], tuple[str, ...]]]"]("enabled co
 
 def driver(version: int) -> Driver:
     """The functions for one generation: the only choice between them."""
+    found = _drivers.get(version)
+    if found is None:
+        found = _drivers[version] = _load(version)
+    return found
+
+
+def _load(version: int) -> Driver:
     if version == 2:
         from atoll.resources.cgroup import unified
 
@@ -92,6 +99,9 @@ def driver(version: int) -> Driver:
     from atoll.resources.cgroup import legacy
 
     return legacy
+
+
+_drivers: dict[int, Driver] = {}
 
 
 def processes(directory: str) -> Iterator[int]:

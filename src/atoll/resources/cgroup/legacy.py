@@ -84,7 +84,12 @@ def move(directory: str, pid: int) -> None:
 
 def kill(directories: Sequence[str]) -> None:
     """End every process in these cgroups and below, but not ourselves. Where one has a freezer nobody forks meanwhile."""
-    frozen = [directory for directory in directories if _freeze(directory, "FROZEN")]
+    inside = {pid for directory in directories for pid in processes(directory)}
+    if not inside:
+        return
+    frozen: list[str] = []
+    if os.getpid() not in inside:  # we would freeze too
+        frozen = [directory for directory in directories if _freeze(directory, "FROZEN")]
     try:
         for pid in {pid for directory in directories for pid in processes(directory)}:
             signal(pid)

@@ -1,0 +1,61 @@
+"""Fixtures of the conformance tests: each test once with Debian's tools, then with ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+import abilities
+from conformance import tools
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "maker" in metafunc.fixturenames:
+        metafunc.parametrize("maker", tools.makers(), scope="module")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory that everybody may enter: containers whose root is another user must reach their rootfs."""
+    path = tmp_path_factory.mktemp("lxc")
+    for directory in (path, path.parent, path.parent.parent):
+        os.chmod(directory, 0o755)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def rootfs(base: str) -> str:
+    return tools.make_rootfs(f"{base}/rootfs")
+
+
+@pytest.fixture(scope="module")
+def lxcpath(base: str, request: pytest.FixtureRequest) -> str:
+    """A directory of containers for the module."""
+    path = f"{base}/{request.module.__name__.rpartition('.')[2].removeprefix('test_')}"
+    os.makedirs(path, mode=0o755, exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def maker_tools(maker: str, lxcpath: str) -> tools.Tools:
+    """The maker's tools on a directory of its own; skips where Debian's are not installed."""
+    if maker == tools.DEBIAN and (reason := abilities.skip_reason(("lxc",))):
+        pytest.skip(reason)
+    path = f"{lxcpath}/{maker}"
+    os.makedirs(path, exist_ok=True)
+    return tools.Tools(maker, path, tools.launcher())
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Generator[str, None, None]:
+    """lxcbr0, without addresses of its own making."""
+    for words in ("link add lxcbr0 type bridge", "link set lxcbr0 addrgenmode none up"):
+        subprocess.run(["ip", *words.split()], check=True)
+    yield "lxcbr0"
+    subprocess.run(["ip", "link", "delete", "lxcbr0"], check=True)
