@@ -27,7 +27,7 @@ def __getattr__(name: str) -> object:
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module 'atoll' has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - only library users pay for it
+    from importlib import import_module
 
     return getattr(import_module(module), name)
 

@@ -21,7 +21,6 @@ from atoll.loop import Loop
 from atoll.records import Record
 from atoll.resources import cgroup, idmap
 from atoll.resources.lifetime import Lifetime, Signals
-from atoll.resources.storage import Rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -223,7 +222,9 @@ class Container:
             )
         if self.state != "STOPPED":
             raise StateError(
-                f"container {self.name} is already running", now=self.state, wanted="STOPPED",
+                f"container {self.name} is already running",
+                now=self.state,
+                wanted="STOPPED",
                 fix=f"stop it first: lxc-stop -n {self.name} -P {self.lxcpath}",
             )
         found = recover.one(monitor.journal_path(self.host, self.lxcpath, self.name))
@@ -273,7 +274,7 @@ class Container:
         """lxc.signal.halt; else SIGRTMIN+3 where init blocks it, as systemd does; else SIGPWR."""
         if self.defined and self.config.origin("lxc.signal.halt"):
             return self.config[Signals].halt
-        from atoll.linux import files, proc  # noqa: PLC0415
+        from atoll.linux import files, proc
 
         text = files.read_text(f"/proc/{self.client.get_init_pid()}/status")
         blocked = int(proc.parse_status(text)["SigBlk"], 16)
@@ -292,7 +293,12 @@ class Container:
     # -- create and destroy ------------------------------------------------------------------------------------------
 
     def create(
-        self, template: str, *, config: Config | None = None, rootfs: str | None = None, arguments: Sequence[str] = ()
+        self,
+        template: str,
+        *,
+        config: Config | None = None,
+        rootfs: str | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
         """Create it, or leave nothing. `config` is the base that the template completes."""
         create.create(
@@ -313,10 +319,19 @@ class Container:
         if not self.defined:
             raise StateError("Container is not defined", now="undefined", wanted="defined")
         if self.state != "STOPPED":
-            raise StateError(f"{self.name} is running", now=self.state, wanted="STOPPED", fix="stop it, or use lxc-destroy -f")
+            raise StateError(
+                f"{self.name} is running",
+                now=self.state,
+                wanted="STOPPED",
+                fix="stop it, or use lxc-destroy -f",
+            )
         reason = create.dependents(f"{self.lxcpath}/{self.name}")
         if reason is not None:
-            raise StateError(f"Destroying {self.name} failed: {self.name} has {reason}", now=reason, wanted="none")
+            raise StateError(
+                f"Destroying {self.name} failed: {self.name} has {reason}",
+                now=reason,
+                wanted="none",
+            )
         wish = self.wish(start_id="0" * 8)
         facts = sequence.Facts()
         start = sequence.decide(self.config, self.host, wish, facts)
@@ -337,7 +352,9 @@ def load_config(name: str, lxcpath: str, *, rcfile: str | None = None) -> Config
     return Config.read(path)
 
 
-def run_config(host: Host, *, name: str, image: str = HOST_IMAGE, file: str | None = None) -> Config:
+def run_config(
+    host: Host, *, name: str, image: str = HOST_IMAGE, file: str | None = None
+) -> Config:
     """The configuration of `atoll run`: an image, six namespaces, /proc, /sys read-only, /dev, loopback up.
 
     `image` is "host" (an overlay above the machine's own / whose upper layer is a tmpfs) or a directory, likewise. An
@@ -458,8 +475,6 @@ class _Collector:
             os.close(reader)
 
 
-
-
 def new_name() -> str:
     """Eight characters for the name of a container that nobody named."""
     return sequence.new_start_id()
@@ -477,7 +492,11 @@ def this_program(environ: Mapping[str, str]) -> str:
     path = sys.argv[0]
     if "/" not in path:
         path = next(
-            (f"{d}/{path}" for d in environ.get("PATH", "").split(":") if os.access(f"{d}/{path}", os.X_OK)),
+            (
+                f"{d}/{path}"
+                for d in environ.get("PATH", "").split(":")
+                if os.access(f"{d}/{path}", os.X_OK)
+            ),
             path,
         )
     path = os.path.realpath(path)

@@ -176,7 +176,9 @@ def describe(error: BaseException, *, tool: str, name: str | None = None) -> str
     if origin is not None:
         lines.append(f"  from   {origin.text:<40} {origin}")
     if isinstance(error, StepError):
-        where = f"{error.number} of {error.total}, {error.step}, {error.side} side, phase {error.phase}"
+        where = (
+            f"{error.number} of {error.total}, {error.step}, {error.side} side, phase {error.phase}"
+        )
         lines.append(f"  step   {where}")
         if error.call:
             lines.append(f"  call   {error.call}")
@@ -192,7 +194,19 @@ def dump(error: BaseException) -> str:
     """An error as a Python literal, for the process that waits for a daemonized start."""
     fields = {
         name: getattr(error, name, None)
-        for name in ("fix", "errno", "step", "phase", "side", "number", "total", "call", "key", "now", "wanted")
+        for name in (
+            "fix",
+            "errno",
+            "step",
+            "phase",
+            "side",
+            "number",
+            "total",
+            "call",
+            "key",
+            "now",
+            "wanted",
+        )
     }
     fields["message"] = error.message if isinstance(error, AtollError) else reason(error)
     origin = getattr(error, "origin", None)
@@ -204,7 +218,7 @@ def dump(error: BaseException) -> str:
 
 def load(text: str) -> AtollError:
     """The error that `dump` wrote; other exceptions than ours come back as HostError. Raises ValueError."""
-    from ast import literal_eval  # noqa: PLC0415 - failure only
+    from ast import literal_eval
 
     kind, fields = literal_eval(text)
     message, fix = fields["message"], fields["fix"]

@@ -244,8 +244,8 @@ def encode(step: HostStep) -> str:
 
 def decode(name: str, fields: str) -> HostStep:
     """The step of `encode`. Raises ValueError for what is not a step of this program."""
-    from ast import literal_eval  # noqa: PLC0415 - recovery only
-    from importlib import import_module  # noqa: PLC0415
+    from ast import literal_eval
+    from importlib import import_module
 
     module, _, cls_name = name.partition(":")
     if not module.startswith("atoll."):
@@ -264,7 +264,7 @@ class Leftover:
     """A journal whose writer is dead: its header and entries, for recovery."""
 
     def __init__(self, path: str, text: str) -> None:
-        from ast import literal_eval  # noqa: PLC0415 - recovery only
+        from ast import literal_eval
 
         lines = [line for line in text.split("\n") if line]
         if not lines or not lines[0].startswith(MAGIC + "\t"):
@@ -276,7 +276,7 @@ class Leftover:
             self._read_line(line.split("\t"))
 
     def _read_line(self, parts: Sequence[str]) -> None:
-        if parts[0] == "intend" and len(parts) == 4:  # noqa: PLR2004 - intend, number, name, fields
+        if parts[0] == "intend" and len(parts) == 4:
             inverse = decode(parts[2], parts[3])
             self.entries.append(Entry(int(parts[1]), inverse, "intended"))
         elif parts[0] == "done" and len(parts) > 1 and parts[1].isdigit():
@@ -302,5 +302,3 @@ class Leftover:
             except Exception as error:  # noqa: BLE001 - the rest must be taken back whatever this one raised
                 problems.append(f"cannot {inverse.explain()}: {errors.reason(error)}")
         return errors.Restored(total=total, undone=undone, problems=tuple(problems))
-
-

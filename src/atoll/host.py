@@ -100,14 +100,14 @@ class Host(Record):
 
     def to_json(self) -> str:
         """The facts as JSON, for a bug report or tests/hosts."""
-        from json import dumps  # noqa: PLC0415 - never on the start path
+        from json import dumps
 
         return dumps(_plain(self.as_dict()), indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Host:
         """The Host that to_json wrote. Raises ValueError or TypeError for anything else."""
-        from json import loads  # noqa: PLC0415
+        from json import loads
 
         data = loads(text)
         data["hierarchies"] = tuple(
@@ -120,7 +120,7 @@ class Host(Record):
         return cls(**data)
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON is untyped
+def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return _plain(value.as_dict())
     if isinstance(value, dict):
@@ -159,7 +159,10 @@ def probe() -> Host:
         newgidmap=_setuid_program("newgidmap"),
         subuids=_subids("/etc/subuid", user, uid),
         subgids=_subids("/etc/subgid", user, uid),
-        proc_masked=any(m.target.startswith("/proc/") and m.fstype != "binfmt_misc" and m.fstype != "autofs" for m in mounts),
+        proc_masked=any(
+            m.target.startswith("/proc/") and m.fstype not in ("binfmt_misc", "autofs")
+            for m in mounts
+        ),
         sys_masked=False,
         lsm=_lsm(),
         seccomp=os.path.exists("/proc/sys/kernel/seccomp"),
@@ -192,7 +195,7 @@ def _run_directory(uid: int, home: str) -> str:
         return f"/run/user/{uid}/atoll"
     if home != "/" and os.access(home, os.W_OK):
         return f"{home}/.cache/atoll/run"
-    return f"/tmp/atoll-{uid}"  # noqa: S108 - made 0700 and checked for its owner before use
+    return f"/tmp/atoll-{uid}"
 
 
 def _rootfs_mount(machine: str, run_directory: str) -> str:
@@ -210,7 +213,10 @@ def _in_user_namespace() -> bool:
 
 def _hierarchies(mounts: tuple[proc.MountInfo, ...], *, escape: bool) -> tuple[Hierarchy, ...]:
     """Every mounted hierarchy, v1 in the order of /proc/self/cgroup, v2 last, as liblxc lists them."""
-    own = {line.controllers: line.path for line in proc.parse_cgroups(_text_or_empty("/proc/self/cgroup"))}
+    own = {
+        line.controllers: line.path
+        for line in proc.parse_cgroups(_text_or_empty("/proc/self/cgroup"))
+    }
     base = own
     if escape:
         lines = proc.parse_cgroups(_text_or_empty("/proc/1/cgroup"))
@@ -232,7 +238,8 @@ def _hierarchies(mounts: tuple[proc.MountInfo, ...], *, escape: bool) -> tuple[H
                 controllers=available,
                 base=start,
                 own=path.rstrip("/"),
-                writable=os.access(directory, os.W_OK) and os.access(f"{directory}/cgroup.procs", os.W_OK),
+                writable=os.access(directory, os.W_OK)
+                and os.access(f"{directory}/cgroup.procs", os.W_OK),
             )
         )
     return tuple(sorted(found, key=lambda hierarchy: hierarchy.version))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from atoll.linux.files import OwnedFd
     from atoll.linux.proc import IdMapping
-    from atoll.linux.process import Child
 
     T = TypeVar("T")
 
@@ -304,7 +303,9 @@ def explain_text(plan: Plan) -> str:
     """The plan for reading: one line a step, under its phase, with its configuration line where it has one."""
     places = plan.placed()
     phases = len(plan.phases)
-    lines = [f"{plan.name}: {len(places)} steps in {phases} phases, in this order; nothing is done now"]
+    lines = [
+        f"{plan.name}: {len(places)} steps in {phases} phases, in this order; nothing is done now"
+    ]
     phase = ""
     for place in places:
         if place.phase != phase:

@@ -27,6 +27,7 @@ class RecordType(type):
     def __new__(
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
     ) -> RecordType:
+        """Make the class."""
         fields: dict[str, None] = {}
         defaults: dict[str, Any] = {}
         for base in bases:

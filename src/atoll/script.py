@@ -91,13 +91,13 @@ def _drain(reader: int, chunks: list[bytes]) -> bool:
 
 
 def _become(argv: Sequence[str], environment: Mapping[str, str], writer: int) -> None:
-    os.set_blocking(writer, True)  # noqa: FBT003 - the standard library's signature
+    os.set_blocking(writer, True)
     os.dup2(writer, 1)
     os.dup2(writer, 2)
     process.reset_signals()
     process.set_signal_mask(0)
     try:
-        os.execve(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is wanted here
+        os.execve(argv[0], list(argv), dict(environment))
     except OSError as error:
         os.write(2, f"cannot execute {argv[0]}: {error.strerror}\n".encode())
     os._exit(127)

@@ -49,6 +49,13 @@ def within(seconds: int, work: Callable[[], Any]) -> Any:
         signal.alarm(0)
 
 
+def brief(error: BaseException) -> str:
+    """An exception that nobody expected, with the way that it took through our code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    way = [f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in frames if "/atoll/" in f.filename]
+    return f"{type(error).__name__}: {error} (from {' '.join(way)})"
+
+
 # ----------------------------------------------------------------------------- A: every step fails
 class FaultAt:
     """Observer by which step `number` fails, before it is applied or when it was."""
@@ -96,8 +103,8 @@ def _fail_at(made: Any, place: Placed, when: str) -> list[str]:
         if error.restored is None or error.restored.undone != error.restored.total:
             return [f"host {error.restored}"]
         return []
-    except (Exception, Hang):
-        return [traceback.format_exc()]
+    except (Exception, Hang) as unexpected:
+        return [brief(unexpected)]
     if executes and when == "after":  # nothing comes after an exec
         return [] if outcome.exit_code == 0 else [f"exit code {outcome.exit_code}"]
     return ["the start succeeded"]
@@ -209,8 +216,8 @@ def _fail_call(made: Any, observer: Calls, call: Call, code: int) -> list[str]:
     except errors.AtollError as caught:
         error = caught
         restored = getattr(caught, "restored", None)
-    except (Exception, Hang):
-        return [traceback.format_exc()]
+    except (Exception, Hang) as unexpected:
+        return [brief(unexpected)]
     finally:
         libc.observer = None
     if not observer.struck[0]:

@@ -480,7 +480,9 @@ def test_what_the_command_server_asks(host: Host) -> None:
         for controller in each.controllers:
             path = cgroup.get_cgroup(world.h, controller)
             assert path == ("" if number == 2 else "/") + f"{each.base}/lxc.payload.t1".lstrip("/")
-            magic, fd = cgroup.controller_fd(world.h, controller)
+            answer = cgroup.controller_fd(world.h, controller)
+            assert answer is not None
+            magic, fd = answer
             assert magic == {1: 0x27E0EB, 2: 0x63677270}[each.version]
             assert os.fstat(fd.fileno()).st_ino == inode
             fd.close()

@@ -315,9 +315,7 @@ def _kept(container: api.Container, host: Host, config: Config, image: str) -> C
 
 
 def _run_keys(call: Call, image: str) -> list[str]:
-    lines = []
-    for bind in call.texts("bind"):
-        lines.append(_bind_line(bind, call.cwd))
+    lines = [_bind_line(bind, call.cwd) for bind in call.texts("bind")]
     if call.flag("read-only"):
         lines.append("lxc.rootfs.options = ro")
     workdir = call.text("workdir")

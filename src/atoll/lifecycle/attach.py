@@ -96,7 +96,13 @@ def attach(
     be executed: then the child exits with 127 (missing) or 126 and says so on its standard error.
     """
     ours, theirs = files.seqpacket_pair()
-    plan = _Joining(host=host, target=target, entry=entry, argv=argv, environment=_environment(target, entry, environ))
+    plan = _Joining(
+        host=host,
+        target=target,
+        entry=entry,
+        argv=argv,
+        environment=_environment(target, entry, environ),
+    )
     fds = plan.namespace_fds()
     try:
         joiner = process.clone(lambda: plan.join(fds, theirs, ours))
@@ -112,7 +118,10 @@ def attach(
             data, received = ours.receive()
             if not data.isdigit():
                 process.wait_pidfd(joiner.pidfd.fileno())
-                message = data.decode("utf-8", "surrogateescape") or "the process that was to enter it died"
+                message = (
+                    data.decode("utf-8", "surrogateescape")
+                    or "the process that was to enter it died"
+                )
                 raise HostError(f"cannot attach to {target.name}: {message}")
             child = process.Child(pid=int(data), pidfd=received[0])
             process.wait_pidfd(joiner.pidfd.fileno())
@@ -122,7 +131,9 @@ def attach(
     if problem:
         process.wait_pidfd(child.pidfd.fileno())
         child.pidfd.close()
-        raise HostError(f"cannot attach to {target.name}: {problem.decode('utf-8', 'surrogateescape')}")
+        raise HostError(
+            f"cannot attach to {target.name}: {problem.decode('utf-8', 'surrogateescape')}"
+        )
     return child
 
 
@@ -159,7 +170,7 @@ class _Joining(Record):
     environment: dict[str, str]
 
     def namespace_fds(self) -> list[tuple[OwnedFd, int]]:
-        """Descriptors of the namespaces to join: the wanted ones that differ from ours; user last to be opened, first joined."""
+        """Descriptors of the namespaces to join, the user namespace first: the wanted ones that differ from ours."""
         found: list[tuple[OwnedFd, int]] = []
         wanted = self.entry.namespaces
         for name, flag in namespaces.NAMES.items():
@@ -181,14 +192,16 @@ class _Joining(Record):
                 ) from error
         return found
 
-    def join(self, fds: list[tuple[OwnedFd, int]], channel: files.Channel, other: files.Channel) -> None:
+    def join(
+        self, fds: list[tuple[OwnedFd, int]], channel: files.Channel, other: files.Channel
+    ) -> None:
         """The intermediate process."""
         other.close()
         try:
             data, _fds = channel.receive()
             if data != b"go":
                 os._exit(1)
-            process.set_dumpable(False)  # noqa: FBT003 - /proc/PID/exe leads to the host's interpreter (CVE-2019-5736)
+            process.set_dumpable(False)
             cwd = self.entry.cwd or os.getcwd()
             for fd, flag in fds:
                 process.setns(fd.fileno(), flag)
@@ -213,7 +226,10 @@ class _Joining(Record):
             process.set_signal_mask(0)
             execute_program(self.argv, self.environment)
         except HostError as error:
-            os.write(2, f"atoll: {self.target.name}: {error.message}\n".encode("utf-8", "surrogateescape"))
+            os.write(
+                2,
+                f"atoll: {self.target.name}: {error.message}\n".encode("utf-8", "surrogateescape"),
+            )
             os._exit(127 if error.errno in (None, 2) else 126)
         os._exit(127)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from atoll.host import Host
-    from atoll.linux.files import OwnedFd
     from atoll.plan import Start
 
 log = get_logger(__name__)
@@ -32,36 +31,66 @@ log = get_logger(__name__)
 TEMPLATE_DIRECTORY = "/usr/share/lxc/templates"
 BUSYBOX_PLACES = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/bin/busybox")
 PARTIAL = Slot["OwnedFd"]("partial")
-DIRECTORIES = ("bin", "dev", "etc", "etc/init.d", "etc/udhcpc", "home", "lib", "lib64", "mnt", "proc", "root", "sbin", "selinux", "sys", "tmp", "usr", "usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "var", "var/log", "var/run")
+DIRECTORIES = (
+    "bin",
+    "dev",
+    "etc",
+    "etc/init.d",
+    "etc/udhcpc",
+    "home",
+    "lib",
+    "lib64",
+    "mnt",
+    "proc",
+    "root",
+    "sbin",
+    "selinux",
+    "sys",
+    "tmp",
+    "usr",
+    "usr/bin",
+    "usr/lib",
+    "usr/lib64",
+    "usr/sbin",
+    "var",
+    "var/log",
+    "var/run",
+)
 FILES = {
     "etc/passwd": ("root:x:0:0:root:/root:/bin/sh\n", 0o644),
     "etc/group": ("root:x:0:root\ntty:x:5:\n", 0o644),
     "etc/shadow": ("root:*:::::::\n", 0o640),
     "etc/fstab": ("", 0o644),
     "etc/inittab": (
-        "::sysinit:/etc/init.d/rcS\n"
-        "tty1::respawn:/bin/getty -L tty1 115200 vt100\n"
-        "console::askfirst:/bin/sh\n",
+        (
+            "::sysinit:/etc/init.d/rcS\n"
+            "tty1::respawn:/bin/getty -L tty1 115200 vt100\n"
+            "console::askfirst:/bin/sh\n"
+        ),
         0o644,
     ),
     "etc/init.d/rcS": (
-        "#!/bin/sh\n"
-        "# runs once, at the start of the container\n"
-        "/bin/syslogd\n"
-        "/bin/mount -a\n"
-        "if [ -d /sys/class/net/eth0 ]; then /bin/udhcpc -b -s /etc/udhcpc/default.script; fi\n",
+        (
+            "#!/bin/sh\n"
+            "# runs once, at the start of the container\n"
+            "/bin/syslogd\n"
+            "/bin/mount -a\n"
+            "if [ -d /sys/class/net/eth0 ]; then /bin/udhcpc -b -s /etc/udhcpc/default.script; fi\n"
+        ),
         0o755,
     ),
     "etc/udhcpc/default.script": (
-        "#!/bin/sh\n"
-        'case "$1" in\n'
-        "deconfig) ip addr flush dev $interface; ip link set $interface up ;;\n"
-        "bound|renew)\n"
-        "  ip addr replace $ip/${mask:-24} dev $interface\n"
-        "  for gateway in $router; do ip route replace default via $gateway dev $interface; done\n"
-        "  : > /etc/resolv.conf\n"
-        '  for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done ;;\n'
-        "esac\n",
+        (
+            "#!/bin/sh\n"
+            'case "$1" in\n'
+            "deconfig) ip addr flush dev $interface; ip link set $interface up ;;\n"
+            "bound|renew)\n"
+            "  ip addr replace $ip/${mask:-24} dev $interface\n"
+            "  for gateway in $router; do ip route replace default via $gateway dev $interface; done\n"
+            "  : > /etc/resolv.conf\n"
+            '  for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done ;;\n'
+            "esac\n"
+        ),
         0o755,
     ),
 }
@@ -157,7 +186,9 @@ def plan_creation(creation: Creation, *, environ: Mapping[str, str]) -> Plan:
             mode=0o640,
         ),
         _template_step(creation, template, rootfs, environ),
-        PrependHeader(path=f"{creation.directory}/config", text=head) if template != "none" else None,
+        PrependHeader(path=f"{creation.directory}/config", text=head)
+        if template != "none"
+        else None,
     )
     return Plan(
         name=creation.name,
@@ -197,7 +228,9 @@ def _template_step(
     if template == "none":
         return None
     if template == "busybox":
-        return PopulateBusybox(rootfs=rootfs, config=f"{creation.directory}/config", name=creation.name)
+        return PopulateBusybox(
+            rootfs=rootfs, config=f"{creation.directory}/config", name=creation.name
+        )
     return RunTemplate(
         argv=(
             template,
@@ -399,7 +432,12 @@ class RunTemplate(HostStep):
 
 
 def destroy(
-    config: Config, host: Host, start: Start, *, environ: Mapping[str, str], force_hooks: bool = True
+    config: Config,
+    host: Host,
+    start: Start,
+    *,
+    environ: Mapping[str, str],
+    force_hooks: bool = True,
 ) -> None:
     """Remove a container that is not running: destroy hooks, storage, directory. Raises AtollError.
 

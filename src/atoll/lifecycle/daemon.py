@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def detach(work: Callable[[Callable[[], None]], None], *, title: str, pidfile: str | None = None) -> None:
+def detach(
+    work: Callable[[Callable[[], None]], None], *, title: str, pidfile: str | None = None
+) -> None:
     """Run `work(ready)` in a daemon and return when it has called `ready()`.
 
     The daemon is the child of a child that has exited; it is in a session of its own, in "/", with /dev/null on 0 to 2.
@@ -37,7 +39,9 @@ def detach(work: Callable[[Callable[[], None]], None], *, title: str, pidfile: s
     if report == "ready":
         return
     if not report:
-        raise errors.HostError("the monitor died before the container was running, without saying why")
+        raise errors.HostError(
+            "the monitor died before the container was running, without saying why"
+        )
     raise errors.load(report)
 
 
@@ -49,7 +53,11 @@ def _read_all(reader: int) -> str:
 
 
 def _first_child(
-    work: Callable[[Callable[[], None]], None], writer: int, reader: int, title: str, pidfile: str | None
+    work: Callable[[Callable[[], None]], None],
+    writer: int,
+    reader: int,
+    title: str,
+    pidfile: str | None,
 ) -> None:
     os.close(reader)
     process.clone(lambda: _daemon(work, writer, title, pidfile))

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from atoll.plan import Handler, Start
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ELF_MACHINES = {3: "i386", 8: "mips", 20: "powerpc", 21: "powerpc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 258: "loongarch64"}
+ELF_MACHINES = {
+    3: "i386",
+    8: "mips",
+    20: "powerpc",
+    21: "powerpc64",
+    22: "s390x",
+    40: "arm",
+    62: "x86_64",
+    183: "aarch64",
+    243: "riscv64",
+    258: "loongarch64",
+}
 LOOP_SIGNAL_MASK = (1 << 64) - 1
 
 
@@ -113,7 +124,7 @@ class ExecInit(InitStep):
         environment = h[INIT_ENVIRONMENT]
         process.close_range(3, ~0 & 0xFFFFFFFF, cloexec=True)
         for fd in range(3, 3 + self.listen_fds):
-            os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's signature
+            os.set_inheritable(fd, True)
         process.reset_signals()
         execute_program(self.argv, environment)
 
@@ -176,7 +187,7 @@ def _close_all_but(keep: int) -> None:
 def _loop(command: int, signals: int, *, linger: bool) -> None:
     """Reap and forward until the command has ended (with `linger`: until no child is left). Never returns."""
     result = -1
-    os.set_blocking(signals, True)  # noqa: FBT003 - the standard library's signature
+    os.set_blocking(signals, True)
     while True:
         info = process.read_signal(signals)
         if info is None:
@@ -192,15 +203,15 @@ def _loop(command: int, signals: int, *, linger: bool) -> None:
                 os._exit(max(result, 0))
             alive = pid != 0
             if pid == command:
-                result = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+                result = (
+                    os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+                )
                 if not linger:
                     os._exit(result)
 
 
 def _forward(number: int, command: int, *, ended: bool) -> None:
-    if number in (process.SIGTERM, process.SIGPWR) and ended:
-        _kill(-1, process.SIGTERM)
-    elif number == process.SIGPWR:
+    if (number in (process.SIGTERM, process.SIGPWR) and ended) or number == process.SIGPWR:
         _kill(-1, process.SIGTERM)
     elif not ended:
         _kill(command, number)
@@ -216,10 +227,12 @@ def _kill(pid: int, number: int) -> None:
 def execute_program(argv: tuple[str, ...], environment: dict[str, str]) -> None:
     """execve with a search of PATH inside the container. Raises HostError that says why; never returns otherwise."""
     words = list(argv)
-    _first_that_works(argv[0], environment, lambda path: os.execve(path, words, environment))  # noqa: S606 - no shell
+    _first_that_works(argv[0], environment, lambda path: os.execve(path, words, environment))
 
 
-def _first_that_works(program: str, environment: dict[str, str], start: Callable[[str], int]) -> int:
+def _first_that_works(
+    program: str, environment: dict[str, str], start: Callable[[str], int]
+) -> int:
     """What `start` returns for the first place of PATH where there is something to execute. Raises HostError."""
     last: OSError | None = None
     for path in _candidates(program, environment):
@@ -250,11 +263,16 @@ def _explained(program: str, path: str, error: OSError) -> HostError:
             return HostError(
                 f"{what}: it does not exist in the container",
                 errno=ENOENT,
-                fix="install it in the root file system, or name another program (lxc.init.cmd, lxc.execute.cmd or the arguments)",
+                fix="install it in the root file system, or name another program"
+                " (lxc.init.cmd, lxc.execute.cmd or the arguments)",
             )
         return HostError(f"{what}: {_missing_interpreter(path)}", errno=ENOENT)
     if error.errno == EACCES:
-        return HostError(f"{what}: {_why_denied(path)}", errno=EACCES, fix=f"chmod +x {path} in the root file system")
+        return HostError(
+            f"{what}: {_why_denied(path)}",
+            errno=EACCES,
+            fix=f"chmod +x {path} in the root file system",
+        )
     if error.errno == ENOEXEC:
         return HostError(f"{what}: {_why_no_format(path)}", errno=ENOEXEC)
     if error.errno == ELOOP:

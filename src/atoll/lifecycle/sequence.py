@@ -335,7 +335,6 @@ def _mounts(c: Context) -> Phase:
 
 def _limits(c: Context, facts: Facts) -> Phase:
     """Device rules last: init needed to make its nodes."""
-    _config, host, _s = c
     return Phase(
         name="limits",
         monitor=flatten(

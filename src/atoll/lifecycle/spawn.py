@@ -20,7 +20,7 @@ from atoll.resources import cgroup, namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from atoll.executor import Journal, Observer
     from atoll.linux.files import OwnedFd
@@ -362,7 +362,7 @@ def handle_frame(h: Handler, frame: Frame, phase: str, places: Sequence[Placed])
 
 
 def _failure(frame: Frame, places: Sequence[Placed]) -> AtollError:
-    from ast import literal_eval  # noqa: PLC0415 - failure only
+    from ast import literal_eval
 
     fields = literal_eval(frame.text)
     failure = _InitFailure(fields)

@@ -81,7 +81,9 @@ class CheckInherited(HostStep):
                 log.info("closing inherited descriptor %d", fd)
                 os.close(fd)
             else:
-                log.info("inherited descriptor %d stays open in the monitor, not in the container", fd)
+                log.info(
+                    "inherited descriptor %d stays open in the monitor, not in the container", fd
+                )
 
 
 def _inheritable(fd: int) -> bool:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from atoll.config.text import Config
     from atoll.errors import Origin
     from atoll.host import Host
-    from atoll.linux.files import OwnedFd
     from atoll.plan import Handler, Start
 
 PIN = Slot["OwnedFd"]("rootfs pin")
@@ -144,7 +143,11 @@ class EnterRoot(InitStep):
 
     def explain(self) -> str:
         """Say how."""
-        return "move the root file system to / and chroot" if self.chroot else "pivot into the root file system"
+        return (
+            "move the root file system to / and chroot"
+            if self.chroot
+            else "pivot into the root file system"
+        )
 
     def apply(self, h: Handler) -> None:
         """Enter it."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from atoll.host import Hierarchy
-    from atoll.linux.files import OwnedFd
+    from atoll.linux.files import OwnedFd  # noqa: F401 - in the string below
 
     class Driver(Protocol):
         """One generation of cgroups: functions on the directory of a cgroup (the modules legacy and unified)."""

@@ -16,7 +16,7 @@ from atoll.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar, Final
+    from typing import Any, ClassVar, Final
 
     from atoll.config.text import Config
     from atoll.host import Hierarchy, Host
@@ -89,7 +89,7 @@ class MountCgroup2(InitStep):
     """The container's cgroup2 tree on /sys/fs/cgroup, which has to be there."""
 
     read_only: bool
-    needs: ClassVar[tuple[Slot[object], ...]] = (ROOTFS,)
+    needs: ClassVar[tuple[Slot[Any], ...]] = (ROOTFS,)
 
     def apply(self, h: Handler) -> None:
         """Mount it in the new cgroup namespace, which makes the payload's cgroup its root."""
@@ -106,7 +106,7 @@ class MountCgroups(InitStep):
 
     hierarchies: tuple[Hierarchy, ...]
     read_only: bool
-    needs: ClassVar[tuple[Slot[object], ...]] = (ROOTFS,)
+    needs: ClassVar[tuple[Slot[Any], ...]] = (ROOTFS,)
 
     def apply(self, h: Handler) -> None:
         """One mount a hierarchy."""
@@ -136,7 +136,7 @@ class BindCgroups(InitStep):
     path: str
     mode: str
     whole: bool
-    needs: ClassVar[tuple[Slot[object], ...]] = (ROOTFS,)
+    needs: ClassVar[tuple[Slot[Any], ...]] = (ROOTFS,)
 
     def apply(self, h: Handler) -> None:
         """Bind each; the sources are the host's, whose tree init still sees before the pivot."""

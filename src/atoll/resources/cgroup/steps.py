@@ -33,7 +33,7 @@ from atoll.resources.cgroup.driver import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import ClassVar, Final
+    from typing import Any, ClassVar, Final
 
     from atoll.host import Hierarchy
     from atoll.plan import Handler, Slot
@@ -110,7 +110,7 @@ class EnterMonitorCgroup(HostStep):
 
     hierarchies: tuple[Hierarchy, ...]
     path: str
-    fills: ClassVar[tuple[Slot[object], ...]] = (MONITOR,)
+    fills: ClassVar[tuple[Slot[Any], ...]] = (MONITOR,)
 
     def apply(self, h: Handler) -> None:
         """Move in every hierarchy; noted first, because half a move has to be taken back too."""
@@ -225,7 +225,7 @@ class CreatePayloadCgroup(HostStep):
     hierarchies: tuple[Hierarchy, ...]
     path: str
     inner: str = ""
-    fills: ClassVar[tuple[Slot[object], ...]] = (PAYLOAD,)
+    fills: ClassVar[tuple[Slot[Any], ...]] = (PAYLOAD,)
 
     def apply(self, h: Handler) -> None:
         """Make them all or none, and open that in cgroup2 for the clone."""
@@ -294,7 +294,7 @@ class RemovePayloadCgroup(HostStep):
 class JoinPayloadCgroup(InitStep):
     """Init enters the payload's v1 cgroups: it has one thread, so the kernel need not stop all forks of the machine."""
 
-    needs: ClassVar[tuple[Slot[object], ...]] = (PAYLOAD,)
+    needs: ClassVar[tuple[Slot[Any], ...]] = (PAYLOAD,)
 
     def apply(self, h: Handler) -> None:
         """Write to `tasks` of each, as long as init still sees the host's mounts."""
@@ -312,7 +312,7 @@ class EnterPayloadCgroup(HostStep):
     """Put init into the payload's cgroups: into cgroup2 unless it was born there, into those of v1 with `legacy`."""
 
     legacy: bool = False
-    needs: ClassVar[tuple[Slot[object], ...]] = (PAYLOAD, CHILD)
+    needs: ClassVar[tuple[Slot[Any], ...]] = (PAYLOAD, CHILD)
 
     def apply(self, h: Handler) -> None:
         """Write its pid."""
@@ -383,7 +383,7 @@ class DelegateCgroup(HostStep):
 
     uid: int
     gid: int
-    needs: ClassVar[tuple[Slot[object], ...]] = (PAYLOAD,)
+    needs: ClassVar[tuple[Slot[Any], ...]] = (PAYLOAD,)
 
     def apply(self, h: Handler) -> None:
         """What we may not give away stays ours: the container then cannot make cgroups of its own there."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from atoll.config.keys import Section, flag, key, path, text
+from atoll.config import keys
+from atoll.config.keys import Section, flag, key, text
 from atoll.errors import ConfigError
 from atoll.linux import files, mount
 from atoll.linux.process import CLONE_NEWNS
@@ -49,16 +50,18 @@ class Rootfs(Section):
         doc="[TYPE:]PATH of the root file system. TYPE: dir (default), overlay:LOWER:UPPER.",
     )
     mount: str | None = key(
-        "lxc.rootfs.mount", path, doc="Directory of the host on which it is mounted during the set-up."
+        "lxc.rootfs.mount",
+        keys.path,
+        doc="Directory of the host on which it is mounted during the set-up.",
     )
     options: str | None = key(
-        "lxc.rootfs.options", text, doc="Mount options, comma separated; idmap= for an idmapped mount."
+        "lxc.rootfs.options",
+        text,
+        doc="Mount options, comma separated; idmap= for an idmapped mount.",
     )
     managed: bool = key(
         "lxc.rootfs.managed", flag, default=True, doc="0: lxc-destroy leaves the storage alone."
     )
-
-
 
 
 class Source(Record):
@@ -102,7 +105,11 @@ def parse_options(value: str | None, origin: Origin | None) -> Options:
         if not option or option == "defaults":
             continue
         if option.startswith(ENTRY_OPTIONS) or option.startswith("idmap="):
-            what = "belongs to the storage part of the project" if option.startswith("idmap=") else "is for mount entries"
+            what = (
+                "belongs to the storage part of the project"
+                if option.startswith("idmap=")
+                else "is for mount entries"
+            )
             raise ConfigError(
                 f"lxc.rootfs.options: {option} {what}", key="lxc.rootfs.options", origin=origin
             )
@@ -113,7 +120,9 @@ def parse_options(value: str | None, origin: Origin | None) -> Options:
             propagation |= mount.PROPAGATION[option]
         else:
             data.append(option)
-    return Options(flags=flags & ~(mount.MS_BIND | mount.MS_REC), propagation=propagation, data=",".join(data))
+    return Options(
+        flags=flags & ~(mount.MS_BIND | mount.MS_REC), propagation=propagation, data=",".join(data)
+    )
 
 
 def directory(config: Config) -> str | None:
@@ -139,14 +148,16 @@ def take(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
             origin=config.origin("lxc.namespace.keep") or config.origin("lxc.namespace.clone"),
             fix="take mnt out of lxc.namespace.keep, or add it to lxc.namespace.clone",
         )
-    from atoll.resources.storage import dirs  # noqa: PLC0415 - a back end loads only when chosen
+    from atoll.resources.storage import dirs
 
     source = parse_source(section.path, origin)
     options = parse_options(section.options, config.origin("lxc.rootfs.options"))
     steps: list[InitStep] = [*dirs.mount_steps(source, start, options, origin=origin)]
     if options.propagation:
         steps.append(
-            SetRootPropagation(flags=options.propagation, origin=config.origin("lxc.rootfs.options"))
+            SetRootPropagation(
+                flags=options.propagation, origin=config.origin("lxc.rootfs.options")
+            )
         )
     return tuple(steps)
 

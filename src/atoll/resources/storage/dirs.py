@@ -31,7 +31,9 @@ def mount_steps(
     """The step that mounts `source` on start.rootfs. Raises ConfigError for a malformed overlay source."""
     target = start.rootfs or "/"
     if source.backend == "dir":
-        return (MountDirectory(source=source.text, target=target, flags=options.flags, origin=origin),)
+        return (
+            MountDirectory(source=source.text, target=target, flags=options.flags, origin=origin),
+        )
     lower, _, upper = source.text.rpartition(":")
     if not lower or not upper:
         raise ConfigError(
@@ -115,7 +117,11 @@ class MountOverlay(InitStep):
         h[ROOTFS] = self._mount(upper, work)
 
     def _mount(self, upper: str, work: str) -> files.OwnedFd:
-        options = [f"lowerdir={_escaped(self.lower)}", f"upperdir={_escaped(upper)}", f"workdir={_escaped(work)}"]
+        options = [
+            f"lowerdir={_escaped(self.lower)}",
+            f"upperdir={_escaped(upper)}",
+            f"workdir={_escaped(work)}",
+        ]
         if self.user_attributes:
             options.append("userxattr")
         if self.data:
@@ -169,14 +175,21 @@ class MountHostImage(InitStep):
         try:
             mount.mount("overlay", place, "overlay", flags=self.flags, data=data)
         except OSError as error:
-            h.report(3, f"{source} cannot be a lower layer ({reason(error)}): bound read-only instead")
+            h.report(
+                3, f"{source} cannot be a lower layer ({reason(error)}): bound read-only instead"
+            )
             mount.mount(source, place, flags=mount.MS_BIND | mount.MS_REC)
             mount.mount_setattr(place, set=mount.MOUNT_ATTR_RDONLY, recursive=True)
 
 
 def _missing(what: str, path: str, advice: str) -> HostError:
     if not os.path.lexists(path):
-        return HostError(f"{what} {path} is missing: no such file or directory", missing=path, fix=advice, errno=2)
+        return HostError(
+            f"{what} {path} is missing: no such file or directory",
+            missing=path,
+            fix=advice,
+            errno=2,
+        )
     try:
         os.stat(path)
     except OSError as error:
