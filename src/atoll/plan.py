@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from atoll.linux.files import OwnedFd
     from atoll.linux.proc import IdMapping
+    from atoll.linux.process import Child
 
     T = TypeVar("T")
 
@@ -116,14 +117,14 @@ if TYPE_CHECKING:
 
 
 # Slots that one resource fills for another; a slot that only lifecycle reads stands with its resource.
-SYNC = Slot["Sync"]("sync")
-CHILD = Slot["Child"]("child")
+SYNC: Slot[Sync] = Slot("sync")
+CHILD: Slot[Child] = Slot("child")
 """Container init as the monitor sees it: pid in the monitor's pid namespace, and pidfd. Monitor side only."""
-ROOTFS = Slot["OwnedFd"]("rootfs")
+ROOTFS: Slot[OwnedFd] = Slot("rootfs")
 """O_PATH descriptor of the container's root directory, mounted; of "/" when it has no root file system. Init side."""
-NAMESPACES = Slot["dict[str, OwnedFd]"]("namespaces")
+NAMESPACES: Slot[dict[str, OwnedFd]] = Slot("namespaces")
 """Namespace descriptors of init that the monitor keeps, by name ("net"). Monitor side."""
-HOOK_ENVIRONMENT = Slot["dict[str, str]"]("hook environment")
+HOOK_ENVIRONMENT: Slot[dict[str, str]] = Slot("hook environment")
 """The environment of hooks and network scripts on this side."""
 
 

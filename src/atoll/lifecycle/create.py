@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from atoll.host import Host
+    from atoll.linux.files import OwnedFd
     from atoll.plan import Start
 
 log = get_logger(__name__)
 
 TEMPLATE_DIRECTORY = "/usr/share/lxc/templates"
 BUSYBOX_PLACES = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/bin/busybox")
-PARTIAL = Slot["OwnedFd"]("partial")
+PARTIAL: Slot[OwnedFd] = Slot("partial")
 DIRECTORIES = (
     "bin",
     "dev",

@@ -20,7 +20,7 @@ from atoll.resources import cgroup, namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from atoll.executor import Journal, Observer
     from atoll.linux.files import OwnedFd
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-PROGRAM = Slot["Program"]("program")
+PROGRAM: Slot[Program] = Slot("program")
 """What init has to run; filled before the plan runs."""
-MONITOR_FDS = Slot["Callable[[], tuple[int, ...]]"]("monitor's descriptors")
+MONITOR_FDS: Slot[Callable[[], tuple[int, ...]]] = Slot("monitor's descriptors")
 """Names the descriptors that init closes first: they must not live on in the container (command socket, journal, signals)."""
 
-FAILURE = Slot["Callable[[BaseException], None]"]("failure")
+FAILURE: Slot[Callable[[BaseException], None]] = Slot("failure")
 """Init side: tells the monitor why the last step failed, for a process that init made."""
-EXECUTED_PLACES = Slot["tuple[Placed, ...]"]("places")
+EXECUTED_PLACES: Slot[tuple[Placed, ...]] = Slot("places")
 """All places of the plan, for blaming what init reports last."""
 
 REACHED, GO, FDS, LOG, FAILED = "reached", "go", "fds", "log", "failed"

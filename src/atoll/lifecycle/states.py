@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-OWNER = Slot["Owner"]("owner")
+OWNER: Slot[Owner] = Slot("owner")
 
 
 def inherited(start: Start, *, close: bool, listen_fds: int) -> tuple[HostStep, ...]:

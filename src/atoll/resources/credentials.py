@@ -34,9 +34,9 @@ MONITOR_PIDFD: Slot[OwnedFd] = Slot("monitor pidfd")
 """The monitor, for init to see whether it still lives: getppid() is 0 in a new pid namespace."""
 REBOOT_SUPPORTED = Slot[bool]("reboot supported")
 """reboot(2) in a pid namespace ends that namespace, not the machine."""
-PATH_OWNERS = Slot["dict[str, tuple[int, int]]"]("path owners")
+PATH_OWNERS: Slot[dict[str, tuple[int, int]]] = Slot("path owners")
 """Mode and owner, as the host sees them, of each directory that the container's root must pass."""
-INIT_ENVIRONMENT = Slot["dict[str, str]"]("init environment")
+INIT_ENVIRONMENT: Slot[dict[str, str]] = Slot("init environment")
 """The whole environment that init is executed with."""
 
 REBOOT_SINCE = (3, 4)

@@ -52,7 +52,7 @@ NAMES = {
 """Clone flags by the names below /proc/PID/ns, in LXC's order, which is also the order to join them in."""
 OPTIONAL = ("user", "cgroup", "time")
 """Made by default only where they have a use and the kernel has them."""
-SHARED_FDS = Slot["tuple[SharedFd, ...]"]("shared namespaces")
+SHARED_FDS: Slot[tuple[SharedFd, ...]] = Slot("shared namespaces")
 """Namespaces of others to be joined by init, in the order of NAMES. Monitor side, and init's copy."""
 
 HOST_NAME_MAX = 64

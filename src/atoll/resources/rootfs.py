@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from atoll.config.text import Config
     from atoll.errors import Origin
     from atoll.host import Host
+    from atoll.linux.files import OwnedFd
     from atoll.plan import Handler, Start
 
-PIN = Slot["OwnedFd"]("rootfs pin")
+PIN: Slot[OwnedFd] = Slot("rootfs pin")
 PIN_NAME = ".lxc_keep"
 
 

@@ -117,16 +117,16 @@ class Pty(Record):
         self.ptmx.close()
 
 
-CONSOLE = Slot["Pty"]("console")
+CONSOLE: Slot[Pty] = Slot("console")
 """Either side; on the monitor's for the relay."""
-CONSOLE_PEER = Slot["OwnedFd"]("console peer")
+CONSOLE_PEER: Slot[OwnedFd] = Slot("console peer")
 """The terminal's end of the console: init's standard streams."""
-TTYS = Slot["tuple[Pty, ...]"]("ttys")
-DEVPTS = Slot["OwnedFd"]("devpts")
+TTYS: Slot[tuple[Pty, ...]] = Slot("ttys")
+DEVPTS: Slot[OwnedFd] = Slot("devpts")
 """O_PATH descriptor of the root directory of the container's devpts."""
-CONSOLE_USER = Slot["OwnedFd"]("console user")
+CONSOLE_USER: Slot[OwnedFd] = Slot("console user")
 """Monitor side: the terminal that lxc.console.path names."""
-CONSOLE_LOG = Slot["ConsoleLog"]("console log")
+CONSOLE_LOG: Slot[ConsoleLog] = Slot("console log")
 """Monitor side: lxc.console.logfile, open."""
 
 

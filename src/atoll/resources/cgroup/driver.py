@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from atoll.host import Hierarchy
-    from atoll.linux.files import OwnedFd  # noqa: F401 - in the string below
+    from atoll.linux.files import OwnedFd
 
     class Driver(Protocol):
         """One generation of cgroups: functions on the directory of a cgroup (the modules legacy and unified)."""
@@ -71,15 +71,15 @@ class Payload(Record):
         return f"{hierarchy.mount}{hierarchy.base}/{self.path}{tail}"
 
 
-PAYLOAD = Slot["Payload"]("payload cgroups")
+PAYLOAD: Slot[Payload] = Slot("payload cgroups")
 """Where the payload is; filled by prepare when there are cgroups at all."""
-PAYLOAD_FD = Slot["OwnedFd"]("payload cgroup2 descriptor")
+PAYLOAD_FD: Slot[OwnedFd] = Slot("payload cgroup2 descriptor")
 """O_PATH descriptor of the payload's cgroup2 directory; empty on a legacy layout."""
-CLONED_INTO = Slot["bool"]("cloned into cgroup")
+CLONED_INTO: Slot[bool] = Slot("cloned into cgroup")
 """Filled (True) by whoever cloned init straight into clone_fd(h); else EnterPayloadCgroup moves it."""
-MONITOR = Slot["int"]("process in the monitor cgroup")
+MONITOR: Slot[int] = Slot("process in the monitor cgroup")
 """The process that EnterMonitorCgroup moved: ourselves, unless recovery runs the inverse."""
-ENABLED = Slot["dict[str, tuple[tuple[str, ...], tuple[str, ...]]]"]("enabled controllers")
+ENABLED: Slot[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Slot("enabled controllers")
 """Directory -> the controllers that we handed down there, and the children that it had at the time."""
 
 

@@ -95,7 +95,7 @@ def kill(directories: Sequence[str]) -> None:
             signal(pid)
     finally:
         for directory in frozen:
-            pass
+            _freeze(directory, "THAWED")
 
 
 def _freeze(directory: str, state: str) -> bool:

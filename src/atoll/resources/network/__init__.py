@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-GATEWAYS = Slot["dict[str, str]"]("gateways")
+GATEWAYS: Slot[dict[str, str]] = Slot("gateways")
 """Addresses found for `gateway = auto`, by nic and family: {"0.ipv4": "10.0.3.1"}. Both sides."""
-LINK_DELETIONS = Slot["list[netlink.Deletion]"]("link deletions")
+LINK_DELETIONS: Slot[list[netlink.Deletion]] = Slot("link deletions")
 """Children that wait for the kernel to forget deleted links; Handler.close() reaps them (20 ms at most)."""
 
 FAMILIES: Final = {"ipv4": AF_INET, "ipv6": AF_INET6}
