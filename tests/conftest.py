@@ -135,6 +135,14 @@ def pytest_make_collect_report(
 # ---------------------------------------------------------------------------------------- fixtures
 
 
+@pytest.fixture(scope="session", autouse=True)
+def run_directory() -> None:
+    """The run directory stays where a start has once made it: it is no change that a test makes."""
+    if os.geteuid() == 0 and inside() is not None:
+        os.makedirs("/run/atoll/journal", mode=0o700, exist_ok=True)
+        os.makedirs("/run/atoll/rootfs", mode=0o755, exist_ok=True)
+
+
 @pytest.fixture(autouse=True)
 def host_unchanged(request: pytest.FixtureRequest) -> Generator[None, None, None]:
     """A privileged test leaves the host exactly as it found it. There is no way to opt out."""

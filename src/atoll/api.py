@@ -16,7 +16,7 @@ from atoll.errors import HostError, StateError
 from atoll.executor import Trace
 from atoll.lifecycle import commands, create, daemon, monitor, recover, sequence
 from atoll.linux import process
-from atoll.log import get_logger
+from atoll.log import TRACE, get_logger, wanted
 from atoll.loop import Loop
 from atoll.records import Record
 from atoll.resources import cgroup, idmap
@@ -144,7 +144,7 @@ class Container:
             host=self.host,
             wish=wish,
             gather=gather,
-            observers=(Trace(), *observers),
+            observers=(Trace(), *observers) if wanted(TRACE) else tuple(observers),
             journal=monitor.journal_path(self.host, self.lxcpath, self.name),
         )
 
@@ -366,9 +366,9 @@ def run_config(
         )
     lower = "/" if image == HOST_IMAGE else os.path.abspath(image)
     text = RUN_CONFIG.format(name=name, rootfs=f"overlay:{lower}:tmpfs")
-    if file is not None:
-        text += f"lxc.include = {file}\n"
     config = Config.parse(text, file="atoll run")
+    if file is not None:
+        config = config.define(f"lxc.include = {file}", "--config")
     if not host.privileged:
         for mapping in idmap.rootless_mapping(host):
             line = f"lxc.idmap = {mapping.kind} {mapping.inside} {mapping.outside} {mapping.count}"

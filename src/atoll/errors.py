@@ -21,6 +21,8 @@ from atoll.records import Record
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_NOT_RUNNING = 2  # lxc-stop
+EXIT_RUNTIME = 125
+"""atoll run: the container could not be started; any other status is the command's (docker-run(1), podman-run(1))."""
 EXIT_CANNOT_EXECUTE = 126
 EXIT_NOT_FOUND = 127
 EXIT_SIGNAL = 128  # 128 + signal number

@@ -6,17 +6,18 @@ monitor; its format is in docs/design.md. One reader and one writer: this module
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 from atoll import errors
 from atoll.linux import files
-from atoll.log import get_logger
+from atoll.log import TRACE, get_logger, wanted
 from atoll.plan import HostStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Protocol
 
     from atoll.linux.files import OwnedFd
@@ -151,7 +152,8 @@ class Journal:
     """What has to be taken back, newest last; in a file too when `path` is given.
 
     The file is locked (a POSIX record lock, which a fork does not inherit) as long as its writer lives, so recovery can tell
-    a dead start from a living one. `discard` removes it.
+    a dead start from a living one. `discard` removes it. What an earlier journal of that path still has to take back is kept
+    and comes last. Raises BlockingIOError when another writer lives, OSError when the file cannot be made.
     """
 
     def __init__(self, path: str | None = None, *, header: dict[str, object] | None = None) -> None:
@@ -160,16 +162,21 @@ class Journal:
         self.header = header or {}
         self._file: OwnedFd | None = None
         if path is not None:
-            self._file = files.open_fd(
-                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600
-            )
+            self._file = open_locked(path, create=True)
             try:
-                files.lock_file(self._file.fileno(), exclusive=True, block=False)
-                os.ftruncate(self._file.fileno(), 0)
-                self._write(f"{MAGIC}\t{self.header!r}\n")
+                self._begin(path, self._file)
             except BaseException:
-                self._file.close()
+                self.discard()
                 raise
+
+    def _begin(self, path: str, file: OwnedFd) -> None:
+        """The header, and what is left of an earlier start under numbers below the plan's own, which count from 1."""
+        left = _left_over(path, file)
+        self.entries = [Entry(n, one.inverse, "done") for n, one in enumerate(left, start=-len(left))]
+        lines = [f"{MAGIC}\t{self.header!r}\n"]
+        lines += [f"intend\t{e.number}\t{encode(e.inverse)}\ndone\t{e.number}\n" for e in self.entries]
+        os.ftruncate(file.fileno(), 0)
+        write_line(file, "".join(lines))
 
     def fileno(self) -> int:
         """The journal file's descriptor, or -1."""
@@ -202,7 +209,8 @@ class Journal:
                 continue
             total += 1
             try:
-                log.trace("take back step %d: %s", entry.number, entry.inverse.explain())
+                if wanted(TRACE):
+                    log.trace("take back step %d: %s", entry.number, entry.inverse.explain())
                 entry.inverse.apply(handler)
             except Exception as error:  # noqa: BLE001 - the rest must be taken back whatever this one raised
                 problem = f"cannot {entry.inverse.explain()}: {errors.reason(error)}"
@@ -232,7 +240,83 @@ class Journal:
 
     def _write(self, line: str) -> None:
         if self._file is not None:
-            os.write(self._file.fileno(), line.encode("utf-8", "surrogateescape"))
+            write_line(self._file, line)
+
+
+def open_locked(path: str, *, create: bool) -> OwnedFd:
+    """Open a journal and lock it, so that it is ours alone.
+
+    Raises BlockingIOError when its writer lives, also when that is this very process: a second open would end its lock as
+    soon as it is closed (fcntl_locking(2)). Other OSErrors as open(2) says; then nothing is left.
+    """
+    if _is_held_here(path):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    while True:
+        file = files.open_fd(path, flags, 0o600)
+        try:
+            files.lock_file(file.fileno(), exclusive=True, block=False)
+            if _leads_to(path, file):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise
+        except BaseException:
+            if create and not os.fstat(file.fileno()).st_size:
+                os.unlink(path)
+            file.close()
+            raise
+        file.close()  # its writer ended and removed it while we waited: take the one that is there now
+
+
+def _is_held_here(path: str) -> bool:
+    try:
+        wanted = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = os.fstat(int(name))
+        except OSError:
+            continue  # the listing's own
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return True
+    return False
+
+
+def _leads_to(path: str, file: OwnedFd) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(file.fileno())
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def read_all(file: OwnedFd) -> str:
+    """The whole journal, by its descriptor: to open it again would end the lock."""
+    data = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+    return data.decode("utf-8", "surrogateescape")
+
+
+def write_line(file: OwnedFd, line: str) -> None:
+    """Append a line. Raises OSError(ENOSPC) when only a part of it fits."""
+    data = line.encode("utf-8", "surrogateescape")
+    if os.write(file.fileno(), data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _left_over(path: str, file: OwnedFd) -> list[Entry]:
+    """What the last user of this file could not take back."""
+    text = read_all(file)
+    if not text:
+        return []
+    try:
+        entries = Leftover(path, text).entries
+    except (ValueError, SyntaxError) as error:
+        log.warn("%s", error)
+        return []
+    return [entry for entry in entries if entry.state == "done"]
 
 
 def encode(step: HostStep) -> str:
@@ -264,9 +348,10 @@ class Leftover:
     """A journal whose writer is dead: its header and entries, for recovery."""
 
     def __init__(self, path: str, text: str) -> None:
-        from ast import literal_eval
+        """Raises ValueError or SyntaxError for what is no journal, or one with steps that this version does not know."""
+        from ast import literal_eval  # noqa: PLC0415 - recovery only
 
-        lines = [line for line in text.split("\n") if line]
+        lines = text.split("\n")[:-1]  # what follows the last newline was being written when the writer died
         if not lines or not lines[0].startswith(MAGIC + "\t"):
             raise ValueError(f"{path} is not a journal")
         self.path = path
@@ -276,29 +361,36 @@ class Leftover:
             self._read_line(line.split("\t"))
 
     def _read_line(self, parts: Sequence[str]) -> None:
-        if parts[0] == "intend" and len(parts) == 4:
+        if parts[0] == "intend" and len(parts) == 4:  # noqa: PLR2004 - intend, number, name, fields
             inverse = decode(parts[2], parts[3])
             self.entries.append(Entry(int(parts[1]), inverse, "intended"))
-        elif parts[0] == "done" and len(parts) > 1 and parts[1].isdigit():
+        elif parts[0] == "done" and len(parts) == 2:  # noqa: PLR2004 - done, number
             for entry in self.entries:
                 if entry.number == int(parts[1]):
                     entry.state = "done"
-        elif parts[0] == "undone" and len(parts) > 1 and parts[1].isdigit():
+        elif parts[0] == "undone" and len(parts) == 2:  # noqa: PLR2004 - undone, number
             self.entries = [entry for entry in self.entries if entry.number != int(parts[1])]
 
-    def take_back(self, handler: Handler) -> errors.Restored:
-        """Undo what is done; what was only intended, if it is surely that start's. Never raises."""
+    def take_back(
+        self, handler: Handler, *, undone: Callable[[int], None] | None = None
+    ) -> errors.Restored:
+        """Undo what is done; what was only intended, if it is surely that start's. Never raises.
+
+        `undone` hears the number of each step that is taken back, so that nothing is taken back twice.
+        """
         began = float(str(self.header.get("began", 0)))
-        total, undone = 0, 0
+        total = 0
         problems: list[str] = []
         for entry in reversed(self.entries):
             inverse = entry.inverse
             try:
                 if entry.state == "intended" and not inverse.recognise(began):
+                    log.info("was under way, and left as it is: %s", inverse.explain())
                     continue
                 total += 1
                 inverse.apply(handler)
-                undone += 1
+                if undone is not None:
+                    undone(entry.number)
             except Exception as error:  # noqa: BLE001 - the rest must be taken back whatever this one raised
                 problems.append(f"cannot {inverse.explain()}: {errors.reason(error)}")
-        return errors.Restored(total=total, undone=undone, problems=tuple(problems))
+        return errors.Restored(total=total, undone=total - len(problems), problems=tuple(problems))

@@ -83,6 +83,12 @@ def silence_stderr() -> None:
     _destination.stderr_fd = -1
 
 
+def wanted(level: int) -> bool:
+    """Would a record of this level be written anywhere? For what is dear to put into words."""
+    to_file = _destination.fd >= 0 and level >= _destination.level
+    return to_file or (_destination.stderr_fd >= 0 and level >= _destination.stderr_level)
+
+
 def parse_level(text: str) -> int:
     """A level by name in any case or by number 0 to 8; ValueError otherwise (`lxc.log.level`, `-l`)."""
     upper = text.strip().upper()

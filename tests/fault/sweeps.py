@@ -159,8 +159,6 @@ class Calls:
         target = self.target
         if target is not None and (self.process, self.number) == target[:2]:
             self.struck[0] = 1
-            if name != target.name:
-                raise RuntimeError(f"call {target} is now {name}{args}")
             raise OSError(self.code, os.strerror(self.code))
 
     def record(self, work: Callable[[], object]) -> list[Call]:
@@ -231,8 +229,10 @@ def _fail_call(made: Any, observer: Calls, call: Call, code: int) -> list[str]:
         if not again or not restored.problems:
             found.append(f"host {restored}, and nothing to recover")
     if error is None:
-        tolerated = f"{call.process} {call.name} {call.detail}"
+        tolerated = f"{call.process} {call.number} {call.name} {call.detail}"
         print("tolerated", errno.errorcode[code], tolerated, restored, file=sys.stderr)
+    else:
+        print("failed", call, errors.describe(error, tool='x'), file=sys.stderr)
     return found
 
 

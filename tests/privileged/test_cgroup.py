@@ -415,15 +415,32 @@ def test_recovery_by_another_process(host: Host) -> None:
     os.close(writer)
     assert os.read(reader, 1) == b"x"
     os.close(reader)
-    before = cgroup.payload_paths(host, os.getpid())
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    # Somewhere else than the dead monitor came from, in a cgroup of its own.
+    elsewhere = World2(host, name="t1r").prepare()
+    before = cgroup.payload_paths(host, os.getpid())
     for step in reversed(cgroup.prepare(config(), host, start())):
         inverse = step.inverse()
         if inverse is not None:
             inverse.apply(Handler())
+    after = cgroup.payload_paths(host, os.getpid())
+    elsewhere.stop()
+    assert after == before
     assert children(host) == []
-    assert cgroup.payload_paths(host, os.getpid()) == before
+
+
+def test_process_without_a_number_here_is_not_ourselves(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cgroup.procs shows 0 for what our pid namespace lacks, and writing 0 means the writer."""
+    moved: list[int] = []
+    for each in host.hierarchies:
+        generation = drivers.driver(each.version)
+        monkeypatch.setattr(generation, "move", lambda _directory, pid: moved.append(pid))
+        steps._evict(generation, each.mount + each.base, 0)
+        steps._evict(generation, each.mount + each.base, 7)
+    assert set(moved) == {7}
 
 
 def test_recognise(host: Host, life: Life) -> None:

@@ -16,6 +16,7 @@ from atoll.errors import (
     EXIT_NOT_FOUND,
     EXIT_NOT_RUNNING,
     EXIT_OK,
+    EXIT_RUNTIME,
     AtollError,
     ConfigError,
     HostError,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = log.get_logger(__name__)
 
-EXIT_RUNTIME = 125
-"""atoll run: the container could not be started; any other status is the command's (docker-run(1), podman-run(1))."""
 EXIT_NO_EXEC = 255
 """lxc-execute: the command could not be executed."""
 SHARES = ("net", "ipc", "uts", "pid")
@@ -262,11 +261,6 @@ def run(call: Call) -> int:
         if error.step != init.RunCommand.__name__:
             return EXIT_RUNTIME
         return EXIT_NOT_FOUND if error.errno in (None, 2) else EXIT_CANNOT_EXECUTE
-    except (errors.Interrupted, UsageError):
-        raise
-    except AtollError as error:
-        _complain(call, error)
-        return EXIT_RUNTIME
 
 
 ROOTLESS_NOTE = (
@@ -283,48 +277,48 @@ def _run_container(call: Call) -> api.Container:
     if image != api.HOST_IMAGE:
         image = os.path.join(call.cwd, image)
     config = api.run_config(host, name=name, image=image, file=call.file("config"))
+    for line, option in _run_keys(call, image):
+        config = config.define(line, option)
     if call.flag("keep"):
-        config = _kept(container, host, config, image)
-    if not os.path.isdir(
-        container.lxcpath
-    ):  # nothing is kept there, and an ordinary user may not have one
+        config = _keep(call, container, config, image)
+    elif not os.path.isdir(container.lxcpath):  # an ordinary user may not have one
         container.lxcpath = host.run_directory
-    for line in _run_keys(call, image):
-        config = config.define(line)
-    for line in call.texts("define"):
-        config = config.define(line)
     container.use(config)
     return container
 
 
-def _kept(container: api.Container, host: Host, config: Config, image: str) -> Config:
-    """--keep: changes go to LXCPATH/NAME/overlay/delta, and the container stays defined."""
-    if not host.privileged and image == api.HOST_IMAGE:
+def _keep(call: Call, container: api.Container, config: Config, image: str) -> Config:
+    """--keep: what changes goes to LXCPATH/NAME/overlay/delta, and the container is defined from now on."""
+    if not container.host.privileged and image == api.HOST_IMAGE:
         raise HostError(
             "--keep needs root with the image `host`", fix="give a directory with --image"
         )
     directory = f"{container.lxcpath}/{container.name}"
     lower = "/" if image == api.HOST_IMAGE else image
+    config = config.define(f"lxc.rootfs.path = overlay:{lower}:{directory}/overlay/delta", "--keep")
     if not os.path.exists(f"{directory}/config"):
+        kept = [line for line in config.assignments if line.key != "lxc.rootfs.path"]
+        text = "".join(f"{line.key} = {line.value}\n" for line in (*kept, config.assignments[-1]))
         files.make_directories(None, f"{directory}/overlay/delta", 0o755)
-        config = config.define(f"lxc.rootfs.path = overlay:{lower}:{directory}/overlay/delta")
-        text = "\n".join(f"{line.key} = {line.value}" for line in config.assignments)
-        files.write_atomic(f"{directory}/config", f"{text}\n".encode(), 0o640)
-        return config
-    return config.define(f"lxc.rootfs.path = overlay:{lower}:{directory}/overlay/delta")
+        files.write_atomic(f"{directory}/config", text.encode("utf-8", "surrogateescape"), 0o640)
+        if not call.name:
+            call.complain(f"what it changes is kept as container {container.name}")
+    return config
 
 
-def _run_keys(call: Call, image: str) -> list[str]:
-    lines = [_bind_line(bind, call.cwd) for bind in call.texts("bind")]
+def _run_keys(call: Call, image: str) -> list[tuple[str, str]]:
+    """The keys that options stand for, each with its option; -s comes last, and wins."""
+    lines = [(_bind_line(bind, call.cwd), "--bind") for bind in call.texts("bind")]
     if call.flag("read-only"):
-        lines.append("lxc.rootfs.options = ro")
+        lines.append(("lxc.rootfs.options = ro", "--read-only"))
     workdir = call.text("workdir")
     if workdir:
-        lines.append(f"lxc.init.cwd = {workdir}")
+        lines.append((f"lxc.init.cwd = {workdir}", "--workdir"))
     user = call.text("user")
     if user:
-        lines += _user_lines(user, "/" if image == api.HOST_IMAGE else image)
-    return lines
+        root = "/" if image == api.HOST_IMAGE else image
+        lines += [(line, "--user") for line in _user_lines(user, root)]
+    return [*lines, *((line, "-s") for line in call.texts("define"))]
 
 
 def _bind_line(bind: str, cwd: str) -> str:
@@ -345,27 +339,26 @@ def _field(text: str) -> str:
 
 
 def _user_lines(user: str, image: str) -> list[str]:
-    """lxc.init.* for UID[:GID] or a name of the image's /etc/passwd."""
+    """lxc.init.* and HOME for UID[:GID] or names of the image's /etc/passwd and group; a number need not be in there."""
     uid, _, gid = user.partition(":")
-    if uid.isdigit() and (not gid or gid.isdigit()):
-        return [f"lxc.init.uid = {uid}", f"lxc.init.gid = {gid or 0}"]
     with files.open_fd(image, os.O_PATH | os.O_DIRECTORY) as root:
         accounts = proc.parse_passwd(_inside(root.fileno(), "etc/passwd"))
         groups = proc.parse_group(_inside(root.fileno(), "etc/group"))
-    account = next((entry for entry in accounts if entry.name == uid), None)
-    if account is None:
-        raise HostError(
-            f"the image has no user {uid}", missing=uid, fix="give a number: --user UID[:GID]"
-        )
-    number = (
-        account.gid
-        if not gid
-        else next((g.gid for g in groups if g.name == gid or str(g.gid) == gid), None)
-    )
-    if number is None:
-        raise HostError(f"the image has no group {gid}", missing=gid)
-    members = [str(group.gid) for group in groups if uid in group.members]
-    lines = [f"lxc.init.uid = {account.uid}", f"lxc.init.gid = {number}"]
+    fix = "give numbers: --user UID[:GID]"
+    account = next((a for a in accounts if uid in (a.name, str(a.uid))), None)
+    if account is None and not uid.isdigit():
+        raise HostError(f"the image has no user {uid}", missing=uid, fix=fix)
+    group = next((g for g in groups if gid in (g.name, str(g.gid))), None)
+    if gid and group is None and not gid.isdigit():
+        raise HostError(f"the image has no group {gid}", missing=gid, fix=fix)
+    primary = account.gid if account else 0
+    chosen = group.gid if group else int(gid) if gid else primary
+    lines = [
+        f"lxc.init.uid = {account.uid if account else uid}",
+        f"lxc.init.gid = {chosen}",
+        f"lxc.environment.runtime = HOME={account.home if account else '/'}",
+    ]
+    members = [str(g.gid) for g in groups if account and account.name in g.members]
     return [*lines, f"lxc.init.groups = {','.join(members)}"] if members else lines
 
 
@@ -379,6 +372,8 @@ def _inside(root: int, path: str) -> str:
 
 def _environment(call: Call) -> tuple[str, ...]:
     variables = dict(api.DEFAULT_ENVIRONMENT)
+    if call.text("user"):
+        del variables["HOME"]  # the user's own is in the configuration
     if _has_terminal(call) and "TERM" in call.environ:
         variables["TERM"] = call.environ["TERM"]
     for entry in call.texts("env"):

@@ -11,7 +11,14 @@ import os
 import select
 
 from atoll import __version__, errors, log
-from atoll.errors import EXIT_FAILURE, EXIT_OK, EXIT_SIGNAL, AtollError, Interrupted
+from atoll.errors import (
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_RUNTIME,
+    EXIT_SIGNAL,
+    AtollError,
+    Interrupted,
+)
 from atoll.records import Record
 
 TYPE_CHECKING = False
@@ -32,7 +39,7 @@ class Tool(Record):
 
     `run` is "module:function". `options` is help text that is also the parser's table (parse_table). `name` says whether a
     container's name comes from -n or the first operand. `stop`: options end at the first operand, as in `docker run`.
-    `paths`: several -P are taken.
+    `paths`: several -P are taken. `failure` is the exit status for errors of the tool itself.
     """
 
     run: str
@@ -43,6 +50,7 @@ class Tool(Record):
     name: str = REQUIRED
     paths: bool = False
     stop: bool = False
+    failure: int = EXIT_FAILURE
 
 
 class Option(Record):
@@ -87,6 +95,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
         usage="[OPTION…] [--] COMMAND [ARGUMENT…]",
         name=OPTIONAL,
         stop=True,
+        failure=EXIT_RUNTIME,
         options="""
       --image=DIR|host      root file system: a directory, or this machine's own (default)
       --config=FILE         read a container configuration first
@@ -581,21 +590,15 @@ def run(
             err.line(f"{program}: {error.message}")
             if error.help:
                 err.write(help_text(name, tool))
-            return EXIT_FAILURE
+            return tool.failure
         except (AtollError, OSError) as error:
             if not quiet:
                 err.line(errors.describe(error, tool=program, name=container))
-            return _status(error)
+            return EXIT_SIGNAL + error.signal if isinstance(error, Interrupted) else tool.failure
     except OutputClosedError:
         return EXIT_SIGNAL + SIGPIPE
     except KeyboardInterrupt:
         return EXIT_SIGNAL + SIGINT
-
-
-def _status(error: BaseException) -> int:
-    if isinstance(error, Interrupted):
-        return EXIT_SIGNAL + error.signal
-    return EXIT_FAILURE
 
 
 def _function(tool: Tool) -> Callable[[Call], int]:

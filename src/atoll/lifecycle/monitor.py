@@ -115,7 +115,6 @@ class Running:
         path = self.request.journal
         if path is None:
             return Journal()
-        files.make_directories(None, os.path.dirname(path), 0o700)
         header: dict[str, object] = {
             "name": self.name,
             "lxcpath": self.lxcpath,
@@ -124,13 +123,17 @@ class Running:
             "pid": os.getpid(),
         }
         try:
+            files.make_directories(None, os.path.dirname(path), 0o700)
             return Journal(path, header=header)
-        except (BlockingIOError, PermissionError) as error:
+        except BlockingIOError as error:
             raise errors.StateError(
                 f"container {self.name} is being started or is already running",
                 now="RUNNING",
                 wanted="STOPPED",
             ) from error
+        except OSError as error:
+            what = f"cannot keep a journal of the start in {path}: {errors.reason(error)}"
+            raise errors.HostError(what, errno=error.errno) from error
 
     def _private_fds(self) -> tuple[int, ...]:
         """What the monitor holds that must not live on in init."""
@@ -148,7 +151,10 @@ class Running:
         """A start failed: say so, take everything back, and note in the error what that did."""
         if self.server is not None:
             self.set_state(commands.ABORTING)
-        spawn.KillInit().apply(self.handler)
+        try:
+            spawn.KillInit().apply(self.handler)
+        except OSError as problem:  # taking back tries again
+            log.warn("cannot kill init: %s", errors.reason(problem))
         self._end("stop")
         if isinstance(error, StepError):
             error.restored = self.restored

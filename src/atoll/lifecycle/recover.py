@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 
-from atoll.errors import Restored
-from atoll.executor import Leftover
-from atoll.linux import files
+from atoll.errors import HostError, Restored, reason
+from atoll.executor import Leftover, open_locked, read_all, write_line
 from atoll.log import get_logger
 from atoll.plan import Handler
 from atoll.records import Record
@@ -18,6 +17,7 @@ from atoll.records import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atoll.host import Host
+    from atoll.linux.files import OwnedFd
 
 log = get_logger(__name__)
 
@@ -32,12 +32,14 @@ class Recovered(Record):
 
 
 def all_dead(host: Host) -> list[Recovered]:
-    """Take back every dead start of this user. Raises PermissionError when the run directory cannot be read."""
+    """Take back every dead start of this user. Raises HostError when the run directory or a journal cannot be read."""
     directory = f"{host.run_directory}/journal"
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise HostError(f"cannot look for journals in {directory}: {reason(error)}", errno=error.errno) from error
     found = [one(f"{directory}/{name}") for name in names]
     return [recovered for recovered in found if recovered is not None]
 
@@ -45,26 +47,28 @@ def all_dead(host: Host) -> list[Recovered]:
 def one(path: str) -> Recovered | None:
     """Take back the start of this journal if its writer is dead; None when it lives or there is no such journal.
 
-    The journal is removed when all was taken back, and kept otherwise, so that another try can be made.
+    The journal is removed when all was taken back, and kept otherwise, so that another try can be made. One that cannot be
+    understood (another version wrote it) is kept and reported as a problem; one without a whole first line, whose writer
+    died before it had changed anything, is removed. Raises HostError when it cannot be opened.
     """
     try:
-        journal = files.open_fd(path, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
+        journal = open_locked(path, create=False)
+    except (FileNotFoundError, BlockingIOError):
+        return None  # nothing is there, or its monitor lives
+    except OSError as error:
+        raise HostError(f"cannot open the journal {path}: {reason(error)}", errno=error.errno) from error
     with journal:
-        try:
-            files.lock_file(journal.fileno(), exclusive=True, block=False)
-        except (BlockingIOError, PermissionError):
-            return None  # its monitor lives
-        try:
-            leftover = Leftover(path, files.read_text(path))
-        except (ValueError, SyntaxError) as error:
-            log.warn("journal %s cannot be read (%s): removed", path, error)
+        text = read_all(journal)
+        if "\n" not in text:
             os.unlink(path)
             return None
-        handler = Handler(report=lambda level, text: log.log(level, "%s", text))
-        restored = leftover.take_back(handler)
-        handler.close()
+        try:
+            leftover = Leftover(path, text)
+        except (ValueError, SyntaxError) as error:
+            problem = f"cannot understand the journal {path}: {error}"
+            restored = Restored(total=1, undone=0, problems=(problem,))
+            return Recovered(name="?", lxcpath="?", journal=path, restored=restored)
+        restored = _take_back(leftover, journal)
         if restored.undone == restored.total:
             os.unlink(path)
     header = leftover.header
@@ -74,3 +78,13 @@ def one(path: str) -> Recovered | None:
         journal=path,
         restored=restored,
     )
+
+
+def _take_back(leftover: Leftover, journal: OwnedFd) -> Restored:
+    handler = Handler(report=lambda level, text: log.log(level, "%s", text))
+    try:
+        return leftover.take_back(
+            handler, undone=lambda number: write_line(journal, f"undone\t{number}\n")
+        )
+    finally:
+        handler.close()

@@ -70,6 +70,7 @@ class Facts(Record):
     cgroup_system: cgroup.CgroupSystem = cgroup.NO_SYSTEM
     shared: tuple[namespaces.SharedNamespace, ...] = ()
     fstab: str | None = None
+    root_on_device: bool = False
     environ: tuple[tuple[str, str], ...] = ()
     """The caller's environment, which hooks inherit."""
     listen_fds: int = 0
@@ -91,6 +92,7 @@ def gather(
         cgroup_system=system,
         shared=namespaces.resolve_shared(_decision(config, host), pid_of),
         fstab=mounts.load_fstab(config),
+        root_on_device=storage.on_device(config),
         environ=tuple(environ.items()),
         listen_fds=int(listen) if listen.isdigit() else 0,
     )
@@ -235,6 +237,7 @@ def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
             namespaces.open_shared(*c, facts.shared),
             rootfs.mount_point(host, s),
             rootfs.pin(s, storage.directory(config), config.origin("lxc.rootfs.path")),
+            storage.attach(*c, device=facts.root_on_device),
             network.prepare(*c),
             credentials.reboot_support(host, user_namespace=bool(s.id_map)),
             credentials.path_owners(*c),
@@ -293,7 +296,7 @@ def _rootfs(c: Context, facts: Facts) -> Phase:
             credentials.hook_environment(*c),
             rootfs.prepare(*c),
             hooks.run_inside(*c, "pre-mount"),
-            storage.take(*c),
+            storage.take(*c, device=facts.root_on_device),
             namespaces.hostname(*c),
             credentials.keyring(*c),
             network.configure(*c),

@@ -102,22 +102,31 @@ class Link:
         self.channel.close()
 
 
+class Part(Record):
+    """One phase from one side: its steps there. `waits`: init begins it only when the monitor says go."""
+
+    phase: str
+    places: tuple[Placed, ...]
+    waits: bool
+
+
 class Program(Record):
     """What init runs: its steps by phase, the observers, the plan's length."""
 
-    phases: tuple[tuple[str, tuple[Placed, ...]], ...]
+    parts: tuple[Part, ...]
     observers: tuple[Observer, ...]
     total: int
 
 
-def program(plan: Plan, observers: Sequence[Observer]) -> Program:
-    """Init's half of a plan. The first phase, before the clone, has none."""
-    places = plan.placed()
-    phases = tuple(
-        (phase.name, tuple(p for p in places if p.phase == phase.name and p.side == INIT))
-        for phase in plan.phases[1:]
-    )
-    return Program(phases=phases, observers=tuple(observers), total=len(places))
+def parts(plan: Plan, places: Sequence[Placed], side: str) -> tuple[Part, ...]:
+    """One side of a plan. Init waits before a phase when the monitor had something to do in the phase before."""
+    found: list[Part] = []
+    idle = True  # the first phase after the clone is not waited for
+    for phase in plan.phases:
+        mine = [place for place in places if place.phase == phase.name and place.side == side]
+        found.append(Part(phase=phase.name, places=tuple(mine), waits=not idle))
+        idle = not phase.monitor or phase is plan.phases[0]
+    return tuple(found)
 
 
 class CloneInit(HostStep):
@@ -203,15 +212,16 @@ class KillInit(HostStep):
 
     def apply(self, h: Handler) -> None:
         """Harmless when it was reaped already or, after a crash, when the kernel killed it with its monitor."""
-        child = h.take(CHILD)
+        child = h.get(CHILD)
         if child is None:
             return
-        with child.pidfd:
-            try:
-                process.pidfd_send_signal(child.pidfd.fileno(), process.SIGKILL)
-            except ProcessLookupError:
-                log.debug("init %d was dead already", child.pid)
-            process.wait_pidfd(child.pidfd.fileno())
+        try:
+            process.pidfd_send_signal(child.pidfd.fileno(), process.SIGKILL)
+        except ProcessLookupError:
+            log.debug("init %d was dead already", child.pid)
+        process.wait_pidfd(child.pidfd.fileno())
+        h.take(CHILD)
+        child.pidfd.close()
 
     def recognise(self, began: float) -> bool:
         """Nothing to find by name."""
@@ -241,28 +251,28 @@ def init_main(h: Handler, link: Link) -> None:
     h.report = lambda level, text: link.send(LOG, str(level), text)
     h.wait = wait_readable
     work = h[PROGRAM]
-    last = work.phases[-1][1][-1]
+    last = work.parts[-1].places[-1]
     h[FAILURE] = lambda error: _say_failed(link, blame(error, last, total=work.total))
     try:
-        for number, (phase, places) in enumerate(work.phases):
-            process.set_name(f"atoll:{phase}")
-            if number:
-                _await_go(link, phase)
-            _run_phase(h, link, phase, places, work)
+        for part in work.parts:
+            process.set_name(f"atoll:{part.phase}")
+            if part.waits:
+                _await_go(link, part.phase)
+            _run_phase(h, link, part, work)
     except BaseException as error:  # noqa: BLE001 - whatever it was, the monitor must hear of it
         _say_failed(link, error)
     os._exit(127)
 
 
-def _run_phase(h: Handler, link: Link, phase: str, places: tuple[Placed, ...], work: Program) -> None:
-    last = phase == work.phases[-1][0]
+def _run_phase(h: Handler, link: Link, part: Part, work: Program) -> None:
+    last, places = part is work.parts[-1], part.places
     timing = next((o for o in work.observers if isinstance(o, Timing)), None)
     if timing is not None:
         timing.spans.clear()
     before = places[:-1] if last else places
     run(before, h, total=work.total, observers=work.observers)
     spans = " ".join(f"{n}:{b}:{e}" for n, b, e in timing.spans) if timing is not None else ""
-    link.send(REACHED, phase, spans)
+    link.send(REACHED, part.phase, spans)
     if last:  # the step that executes: on success nothing of us is left to say so but the end of the socket
         run(places[-1:], h, total=work.total, observers=work.observers)
 
@@ -311,18 +321,39 @@ def conduct(
     """
     places = plan.placed()
     total = len(places)
-    h[PROGRAM] = program(plan, observers)
+    init = parts(plan, places, INIT)[1:]  # none of it comes before the clone
+    h[PROGRAM] = Program(parts=init, observers=tuple(observers), total=total)
     h[EXECUTED_PLACES] = places
     for observer in observers:
         if isinstance(observer, Timing):
             observer.places = places
-    for number, phase in enumerate(plan.phases):
-        mine = [p for p in places if p.phase == phase.name and p.side == MONITOR]
+    for number, part in enumerate(parts(plan, places, MONITOR)):
+        if part.waits:
+            h[SYNC].send(GO, part.phase)  # type: ignore[attr-defined]  # the monitor's own Link
         if number:
-            if number > 1:
-                h[SYNC].send(GO, phase.name)  # type: ignore[attr-defined]  # the monitor's own Link
-            await_reached(h, phase.name, places, observers)
-        run(mine, h, total=total, observers=observers, journal=journal)
+            await_reached(h, part.phase, places, observers)
+        run(part.places, h, total=total, observers=observers, journal=journal)
+
+
+def _lead_init(
+    h: Handler,
+    phase: str,
+    places: Sequence[Placed],
+    observers: Sequence[Observer],
+    *,
+    wait_for_go: bool,
+) -> None:
+    """Let init do its part of a phase (it enters the first one by itself)."""
+    try:
+        if wait_for_go:
+            try:
+                h[SYNC].send(GO, phase)  # type: ignore[attr-defined]  # the monitor's own Link
+            except BrokenPipeError:
+                log.debug("init is gone before phase %s: what it said last tells why", phase)
+        await_reached(h, phase, places, observers)
+    except OSError as error:
+        what = f"cannot talk to init in phase {phase}: {reason(error)}"
+        raise HostError(what, errno=error.errno) from error
 
 
 def next_frame(h: Handler) -> Frame:

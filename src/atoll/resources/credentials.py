@@ -788,9 +788,10 @@ def _try_reboot(command: int) -> None:
 
 
 def _paths(config: Config, start: Start) -> tuple[str, ...]:
-    """lxcpath and the directories of lxc.rootfs.path (an overlay has several, colon separated)."""
+    """lxcpath and the directories of lxc.rootfs.path (an overlay has several, colon separated); no devices."""
     parts = config.get("lxc.rootfs.path").split(":")
-    return (start.lxcpath, *(part for part in parts if part.startswith("/")))
+    ways = (part for part in parts if part.startswith("/") and not part.startswith("/dev/"))
+    return (start.lxcpath, *ways)
 
 
 def _prefixes(path: str) -> list[str]:

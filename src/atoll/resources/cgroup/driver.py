@@ -28,7 +28,7 @@ if TYPE_CHECKING:
             """1 or 2."""
 
         @property
-        def SELF_FILE(self) -> str:  # noqa: N802
+        def SELF_FILE(self) -> str:  # noqa: N802 - a constant of the module
             """The file in which a process with one thread enters by writing 0."""
 
         def adopt(self, parent: str, directory: str, controllers: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from atoll.config.keys import Section, flag, key, text
 from atoll.errors import ConfigError
 from atoll.linux import files, mount
 from atoll.linux.process import CLONE_NEWNS
-from atoll.plan import ROOTFS, InitStep
+from atoll.plan import ROOTFS, HostStep, InitStep
 from atoll.records import Record
 
 TYPE_CHECKING = False
@@ -134,7 +134,29 @@ def directory(config: Config) -> str | None:
     return source.text if source.backend == "dir" else None
 
 
-def take(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
+def on_device(config: Config) -> bool:
+    """Is the root file system a block device? A look at the host, made before planning."""
+    path_ = directory(config)
+    if path_ is None or not path_.startswith("/dev/"):
+        return False
+    from atoll.resources.storage import block
+
+    return block.is_device(path_)
+
+
+def attach(config: Config, host: Host, start: Start, *, device: bool) -> tuple[HostStep, ...]:
+    """Before the clone: what the monitor has to mount itself."""
+    del host
+    if not device:
+        return ()
+    from atoll.resources.storage import block
+
+    origin = config.origin("lxc.rootfs.path")
+    options = parse_options(config[Rootfs].options, config.origin("lxc.rootfs.options"))
+    return block.attach_steps(str(directory(config)), start, options, origin=origin)
+
+
+def take(config: Config, host: Host, start: Start, *, device: bool) -> tuple[InitStep, ...]:
     """In init: mount the root file system, or take the host's as it is."""
     del host
     section = config[Rootfs]
@@ -152,6 +174,10 @@ def take(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
 
     source = parse_source(section.path, origin)
     options = parse_options(section.options, config.origin("lxc.rootfs.options"))
+    if device:
+        from atoll.resources.storage import block
+
+        return block.mount_steps(source.text, start, options, origin=origin)
     steps: list[InitStep] = [*dirs.mount_steps(source, start, options, origin=origin)]
     if options.propagation:
         steps.append(
