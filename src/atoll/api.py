@@ -339,10 +339,21 @@ class Container:
         self._config = None
 
 
+def is_missing(path: str) -> bool:
+    """There is no such file; False also where only the permission to see it is missing."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def load_config(name: str, lxcpath: str, *, rcfile: str | None = None) -> Config:
     """Read a container's configuration. Raises StateError when there is none, ConfigError when it cannot be used."""
     path = rcfile or f"{lxcpath}/{name}/config"
-    if rcfile is None and not os.path.lexists(path):
+    if rcfile is None and is_missing(path):
         raise StateError(
             f"container {name} is not defined: {path} does not exist",
             now="undefined",

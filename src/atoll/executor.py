@@ -349,7 +349,7 @@ class Leftover:
 
     def __init__(self, path: str, text: str) -> None:
         """Raises ValueError or SyntaxError for what is no journal, or one with steps that this version does not know."""
-        from ast import literal_eval  # noqa: PLC0415 - recovery only
+        from ast import literal_eval
 
         lines = text.split("\n")[:-1]  # what follows the last newline was being written when the writer died
         if not lines or not lines[0].startswith(MAGIC + "\t"):
@@ -361,14 +361,14 @@ class Leftover:
             self._read_line(line.split("\t"))
 
     def _read_line(self, parts: Sequence[str]) -> None:
-        if parts[0] == "intend" and len(parts) == 4:  # noqa: PLR2004 - intend, number, name, fields
+        if parts[0] == "intend" and len(parts) == 4:
             inverse = decode(parts[2], parts[3])
             self.entries.append(Entry(int(parts[1]), inverse, "intended"))
-        elif parts[0] == "done" and len(parts) == 2:  # noqa: PLR2004 - done, number
+        elif parts[0] == "done" and len(parts) == 2:
             for entry in self.entries:
                 if entry.number == int(parts[1]):
                     entry.state = "done"
-        elif parts[0] == "undone" and len(parts) == 2:  # noqa: PLR2004 - undone, number
+        elif parts[0] == "undone" and len(parts) == 2:
             self.entries = [entry for entry in self.entries if entry.number != int(parts[1])]
 
     def take_back(

@@ -78,6 +78,10 @@ class Host(Record):
     rootfs_mount: str
     """Default of lxc.rootfs.mount: the distribution's when it exists, else below run_directory."""
     root_on_ramfs: bool
+    top_mounts: tuple[str, ...] = ()
+    """Directories in / that are mounts of their own ("home"): an overlay of / does not show what is in them."""
+    setgroups_denied: bool = False
+    """We are in a user namespace whose gid map an ordinary user wrote: nobody in it may call setgroups(2)."""
 
     @property
     def layout(self) -> str:
@@ -117,6 +121,7 @@ class Host(Record):
         for field in ("subuids", "subgids"):
             data[field] = tuple(SubIds(**entry) for entry in data[field])
         data["namespaces"] = frozenset(data["namespaces"])
+        data["top_mounts"] = tuple(data.get("top_mounts", ()))
         return cls(**data)
 
 
@@ -170,7 +175,14 @@ def probe() -> Host:
         lxcpath=SYSTEM_LXCPATH if uid == 0 else f"{home}/.local/share/lxc",
         rootfs_mount=_rootfs_mount(uname.machine, run_directory),
         root_on_ramfs=root is not None and root.fstype in ("rootfs", "ramfs"),
+        top_mounts=_top_mounts(mounts),
+        setgroups_denied=_text_or_empty("/proc/self/setgroups").startswith("deny"),
     )
+
+
+def _top_mounts(mounts: tuple[proc.MountInfo, ...]) -> tuple[str, ...]:
+    names = {mount.target[1:] for mount in mounts if mount.target.count("/") == 1}
+    return tuple(sorted(names - {""}))
 
 
 def _user(uid: int) -> tuple[str, str]:

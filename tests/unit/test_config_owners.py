@@ -52,13 +52,9 @@ def test_a_module_declares_only_keys_that_it_owns_and_documents_them(module):
 
 
 @pytest.mark.parametrize(("old", "new"), sorted(owners.LEGACY.items(), key=str))
-def test_old_names_lead_to_keys_and_agree_with_the_declaration(old, new):
+def test_old_names_lead_to_keys(old, new):
     assert old not in KEYS
-    if new is not None:
-        target = owners.find(new)
-        assert target is not None
-        declared = target.key.legacy if target.key else ()
-        assert [owners.LEGACY[name] for name in declared] == [new] * len(declared)
+    assert new is None or owners.find(new) is not None
 
 
 def test_unknown_heads_import_nothing(monkeypatch):

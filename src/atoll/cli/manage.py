@@ -105,6 +105,8 @@ def explain(call: Call) -> int:
     if not call.name and not call.text("rcfile"):
         raise UsageError("give a container's name, or -f FILE")
     container = _container(call, name=call.name or "explained")
+    if not call.text("rcfile") and not container.defined:
+        api.load_config(container.name, container.lxcpath)  # says what is wrong
     return _explain(call, container, container.wish(call.operands, daemon=True))
 
 
@@ -140,9 +142,7 @@ def _container(call: Call, name: str | None = None) -> api.Container:
     """The container of this call: its configuration or -f, then -s, then options that stand for keys."""
     found = api.Container(name or call.name, lxcpath=call.lxcpath, environ=call.environ)
     rcfile = call.file("rcfile")
-    if rcfile is None and not found.defined:
-        if os.path.lexists(found.config_file):
-            _refuse_unreadable(found.config_file)
+    if rcfile is None and api.is_missing(found.config_file):
         config = Config.empty()
     else:
         config = api.load_config(found.name, found.lxcpath, rcfile=rcfile)
@@ -150,15 +150,6 @@ def _container(call: Call, name: str | None = None) -> api.Container:
         config = config.define(line)
     found.use(config)
     return found
-
-
-def _refuse_unreadable(path: str) -> None:
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {errors.reason(error)}"
-        ) from error
 
 
 def _keys_of_options(call: Call) -> list[str]:
@@ -255,6 +246,8 @@ def run(call: Call) -> int:
             monitor_cgroup=False,  # it stays where it was started: moving it there and back costs 20 ms
             environment=_environment(call),
         )
+        if call.flag("explain"):
+            return _explain(call, container, wish)
         return _start(call, container, wish)
     except StepError as error:
         _complain(call, error)
@@ -296,7 +289,7 @@ def _keep(call: Call, container: api.Container, config: Config, image: str) -> C
     directory = f"{container.lxcpath}/{container.name}"
     lower = "/" if image == api.HOST_IMAGE else image
     config = config.define(f"lxc.rootfs.path = overlay:{lower}:{directory}/overlay/delta", "--keep")
-    if not os.path.exists(f"{directory}/config"):
+    if not call.flag("explain") and not os.path.exists(f"{directory}/config"):
         kept = [line for line in config.assignments if line.key != "lxc.rootfs.path"]
         text = "".join(f"{line.key} = {line.value}\n" for line in (*kept, config.assignments[-1]))
         files.make_directories(None, f"{directory}/overlay/delta", 0o755)

@@ -106,8 +106,8 @@ TOOLS: Final[Mapping[str, Tool]] = {
       --bind=SRC:DST[:ro]... show a host directory or file in the container
       --read-only           mount the root file system read-only
       --keep                keep the container's files afterwards
-      --timeline=FILE       write how long each step took, as a Chrome trace
-""",
+"""
+        + _PLANS,
         examples=(
             "atoll run -- sh -c 'echo hello from $(hostname)'",
             "atoll run --bind $PWD:/src:ro --workdir /src -- make test",

@@ -69,13 +69,25 @@ SIGRTMAX = 64
 
 # ------------------------------------------------------------------------------------ value types
 class Kind(Generic[T]):
-    """A value type made of two functions: `parse` raises ValueError with the reason, `show` gives LXC's text."""
+    """A value type made of two functions: `parse` raises ValueError with the reason, `show` gives LXC's text.
 
-    __slots__ = ("parse", "show")
+    `name` is what documentation calls it; `values` are the words that it takes, where they can be listed.
+    """
 
-    def __init__(self, parse: Callable[[str], T], show: Callable[[T], str] = str) -> None:
+    __slots__ = ("name", "parse", "show", "values")
+
+    def __init__(
+        self,
+        parse: Callable[[str], T],
+        show: Callable[[T], str] = str,
+        *,
+        name: str = "text",
+        values: Sequence[str] = (),
+    ) -> None:
         self.parse = parse
         self.show = show
+        self.name = name
+        self.values = values
 
 
 class Many(Generic[T]):
@@ -183,7 +195,7 @@ def parse_integer(value: str, low: int, high: int) -> int:
 
 def within(low: int, high: int) -> Kind[int]:
     """A whole number from `low` to `high`, both included, written in base 10, 0x… or 0…."""
-    return Kind(lambda value: parse_integer(value, low, high))
+    return Kind(lambda value: parse_integer(value, low, high), name=f"number {low} to {high}")
 
 
 def _parse_flag(value: str) -> bool:
@@ -247,7 +259,7 @@ def choice(*names: str, values: Mapping[str, T] | None = None) -> Kind[Any]:
             raise ValueError(f"not one of {' '.join(table)}")
         return table[value]
 
-    return Kind(parse, lambda value: shown[value])
+    return Kind(parse, lambda value: shown[value], name="word", values=tuple(table))
 
 
 def _show_flag(value: bool) -> str:  # noqa: FBT001 - a value type's show has this shape
@@ -260,17 +272,21 @@ def _same(value: str) -> str:
 
 text: Kind[str] = Kind(_same)
 """A string."""
-number: Kind[int] = within(0, UINT_MAX)
+number: Kind[int] = Kind(lambda value: parse_integer(value, 0, UINT_MAX), name="number")
 """An unsigned number of 32 bits; base by its prefix."""
-integer: Kind[int] = within(-INT_MAX - 1, INT_MAX)
+integer: Kind[int] = Kind(
+    lambda value: parse_integer(value, -INT_MAX - 1, INT_MAX), name="signed number"
+)
 """A signed number of 32 bits; base by its prefix."""
-flag: Kind[bool] = Kind(_parse_flag, _show_flag)
+flag: Kind[bool] = Kind(_parse_flag, _show_flag, name="0 or 1", values=("0", "1"))
 """0 or 1."""
-path: Kind[str] = Kind(_parse_path)
+path: Kind[str] = Kind(_parse_path, name="path")
 """A path, simplified; not checked for existence."""
-size: Kind[int] = Kind(_parse_size)
+size: Kind[int] = Kind(_parse_size, name="size")
 """Bytes, with KB, MB or GB (of 1024) after the number."""
-signal: Kind[int] = Kind(_parse_signal)
+signal: Kind[int] = Kind(
+    _parse_signal, name="signal", values=tuple([f"SIG{name}" for name in _SIGNALS])
+)
 """A signal's number, written as number or with SIG before its name."""
 words: Many[str] = Many(text, split=str.split)
 """A list: every line appends its words."""
@@ -300,8 +316,8 @@ class Key:
     """
 
     __slots__ = (
-        "check", "clears", "default", "doc", "empty", "field", "kind", "later", "later_on", "legacy",
-        "name", "needs", "resets", "section", "shown", "unset",
+        "check", "clears", "default", "doc", "empty", "example", "field", "kind", "later", "later_for", "later_on",
+        "name", "needs", "resets", "section", "shown", "since", "unset",
     )  # fmt: skip
 
     section: type[Section]
@@ -312,9 +328,11 @@ class Key:
         self.kind: Any = kind
         self.default = default
         self.doc = doc
-        self.legacy: tuple[str, ...] = ()
+        self.example = ""
+        self.since = ""
         self.later: str | None = None
         self.later_on: Callable[[Host], bool] | None = None
+        self.later_for: Callable[[Any], bool] | None = None
         self.shown: Callable[[Any], str] | None = None
         self.unset: str | None = None
         self.empty: object = CLEARED
@@ -463,9 +481,11 @@ def key(
     *,
     default: object = None,
     doc: str = "",
-    legacy: tuple[str, ...] = (),
+    example: str = "",
+    since: str = "",
     later: str | None = None,
     later_on: Callable[[Host], bool] | None = None,
+    later_for: Callable[[Any], bool] | None = None,
     show: Callable[[Any], str] | None = None,
     unset: str | None = None,
     empty: object = CLEARED,
@@ -477,9 +497,11 @@ def key(
     """Declare a key of a section; the field's type is what `kind`, a ValueType, parses to.
 
     `name`: `lxc.a.b`; ends in `.*` for pairs; `lxc.net.N.x` in the item of an indexed field.
-    `default`: of the field while unset (lists: ()). `doc`: one sentence for keys.md. `legacy`: names before LXC 3, for the
-    same page; what translates them is owners.LEGACY, because a lookup must not import every module.
-    `later`: the part of the project that will make the key effective; until then a start warns where `later_on(host)`.
+    `default`: of the field while unset (lists: ()). For docs/keys.md: `doc`, what it means, with unit and format; `example`, a
+    value that works (of pairs: `sub.key = value`); `since`, the oldest generation of LXC that has it by this name: 1.x (as of
+    2014), 2.x (which renamed many), 5.0.2 or HEAD. Older names are in owners.LEGACY, as a lookup must not import every module.
+    `later`: the part of the project that will make the key effective; until then a start warns where `later_on(host)`, and
+    with `later_for` of those values (of lists and pairs: items) alone for which it is true.
     `show`: value -> text, where LXC's getter differs from `kind.show`. `unset`: what the getter gives while unset.
     `empty`: what `key =` does: CLEARED, REFUSED, or a value that it sets. `clears`: fields that an empty value clears too.
     `resets`: assigning forgets all other keys of this section (lxc.net.N.type).
@@ -491,9 +513,11 @@ def key(
     if isinstance(kind, Pairs) != name.endswith(".*"):
         raise TypeError(f"{name}: pairs have a name that ends in .*, and only they")
     declared = Key(name, kind, default, doc)
-    declared.legacy = legacy
+    declared.example = example
+    declared.since = since
     declared.later = later
     declared.later_on = later_on
+    declared.later_for = later_for
     declared.shown = show
     declared.unset = unset
     declared.empty = empty

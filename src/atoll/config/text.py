@@ -245,6 +245,8 @@ class Config:
             if host is not None and key.later_on is not None and not key.later_on(host):
                 continue
             items = key.items(self._state(target), target.sub)
+            if key.later_for is not None:
+                items = [pair for pair in items if key.later_for(pair[0])]
             if items:
                 found[assignment.key] = (assignment.key, key.later, items[-1][1])
         return tuple(found.values())
@@ -286,10 +288,14 @@ class _Reader:
         """Read a file: the top-level one, or one that the line at `included` includes."""
         try:
             data, identity = load(path)
+            if b"\0" in data:
+                raise ValueError(
+                    f"it is not text, line {data[: data.index(0)].count(10) + 1} has a NUL byte"
+                )
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"cannot read the configuration {path}: {_why(error)}", key=INCLUDE if included else None,
-                origin=included,
+                origin=included, fix=_permission(path) if isinstance(error, PermissionError) else None,
             ) from error  # fmt: skip
         names = [name for name, _identity in self._chain]
         if any(identity == other for _name, other in self._chain):
@@ -542,6 +548,19 @@ def load(path: str) -> tuple[bytes, tuple[int, int]]:
     if left <= 0:
         raise ValueError(f"more than {FILE_LIMIT >> 20} MiB")
     return b"".join(chunks), (status.st_dev, status.st_ino)
+
+
+def _permission(path: str) -> str | None:
+    """Who could read a file that we may not: its owner, or that of the first directory that does not let us pass."""
+    parts = os.path.abspath(path).split("/")
+    for count in range(1, len(parts) + 1):
+        part = "/".join(parts[:count]) or "/"
+        wanted = os.R_OK if count == len(parts) else os.X_OK
+        if not os.access(part, wanted, effective_ids=True):
+            status = os.stat(part)
+            mode = stat.S_IMODE(status.st_mode)
+            return f"run as uid {status.st_uid}, to whom {part} belongs, or widen its mode {mode:04o}"
+    return None
 
 
 def _why(error: Exception) -> str:

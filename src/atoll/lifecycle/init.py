@@ -7,7 +7,7 @@ LXC sections 1.6 (end of the child's column) and 11.4 (the init of lxc-execute).
 from __future__ import annotations
 
 import os
-from errno import EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR
+from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
 from atoll.errors import HostError, reason
 from atoll.lifecycle.spawn import FAILURE
@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from atoll.errors import Origin
     from atoll.plan import Handler, Start
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -46,11 +47,13 @@ def stdio(start: Start) -> tuple[InitStep, ...]:
     return (TakeStdio(given=given, console=start.console), NewSession())
 
 
-def execute(start: Start, *, listen_fds: int = 0, linger: bool = False) -> tuple[InitStep, ...]:
-    """The step that ends the plan on init's side."""
+def execute(
+    start: Start, *, listen_fds: int = 0, linger: bool = False, origin: Origin | None = None
+) -> tuple[InitStep, ...]:
+    """The step that ends the plan on init's side; `origin` is the line that names the program."""
     if start.init_loop:
-        return (RunCommand(argv=start.argv, linger=linger),)
-    return (ExecInit(argv=start.argv, listen_fds=listen_fds),)
+        return (RunCommand(argv=start.argv, linger=linger, origin=origin),)
+    return (ExecInit(argv=start.argv, listen_fds=listen_fds, origin=origin),)
 
 
 class TakeStdio(InitStep):
@@ -257,27 +260,16 @@ def _candidates(program: str, environment: dict[str, str]) -> tuple[str, ...]:
 
 
 def _explained(program: str, path: str, error: OSError) -> HostError:
-    what = f"cannot execute {program}"
-    if error.errno == ENOENT:
-        if not os.path.lexists(path):
-            return HostError(
-                f"{what}: it does not exist in the container",
-                errno=ENOENT,
-                fix="install it in the root file system, or name another program"
-                " (lxc.init.cmd, lxc.execute.cmd or the arguments)",
-            )
-        return HostError(f"{what}: {_missing_interpreter(path)}", errno=ENOENT)
-    if error.errno == EACCES:
-        return HostError(
-            f"{what}: {_why_denied(path)}",
-            errno=EACCES,
-            fix=f"chmod +x {path} in the root file system",
-        )
-    if error.errno == ENOEXEC:
-        return HostError(f"{what}: {_why_no_format(path)}", errno=ENOEXEC)
-    if error.errno == ELOOP:
-        return HostError(f"{what}: too many symbolic links", errno=ELOOP)
-    return HostError(f"{what}: {reason(error)}", errno=error.errno)
+    number = ENOENT if error.errno == ENOTDIR else error.errno
+    if number == ENOENT:
+        why, fix = _why_missing(program, path)
+    elif number == EACCES:
+        why, fix = _why_denied(path)
+    elif number == ENOEXEC:
+        why, fix = _why_no_format(path)
+    else:
+        why, fix = reason(error), None
+    return HostError(f"cannot execute {program}: {why}", errno=number, fix=fix)
 
 
 def _head(path: str) -> bytes:
@@ -291,29 +283,42 @@ def _head(path: str) -> bytes:
         os.close(fd)
 
 
-def _missing_interpreter(path: str) -> str:
+def _why_missing(program: str, path: str) -> tuple[str, str | None]:
+    """The program, or what its first line or its ELF header asks for."""
+    if not os.path.lexists(path):
+        where = "it does not exist in the container"
+        if "/" not in program:
+            where = "the container has no such program in PATH"
+        other = "set lxc.init.cmd" if program == "/sbin/init" else "name another program"
+        return where, f"install it in the root file system, or {other}"
     head = _head(path)
     if head.startswith(b"#!"):
         line = head[2:].split(b"\n")[0].strip().decode("utf-8", "replace")
-        return f"its interpreter {line.split(' ')[0]} does not exist in the container"
+        interpreter = line.split(" ")[0]
+        return (
+            f"its interpreter {interpreter} does not exist in the container",
+            f"install {interpreter} in the root file system, or correct the first line of {path}",
+        )
     if head.startswith(b"\x7fELF"):
-        return "its dynamic loader does not exist in the container"
-    return "something that it needs does not exist in the container"
+        fix = "install its libraries in the root file system, or use a static program"
+        return "its dynamic loader does not exist in the container", fix
+    return "something that it needs does not exist in the container", None
 
 
-def _why_denied(path: str) -> str:
+def _why_denied(path: str) -> tuple[str, str | None]:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        return reason(error)
+        return reason(error), None
     if mode & 0o170000 == 0o040000:
-        return "it is a directory"
+        return "it is a directory", "name a program"
     if not mode & 0o111:
-        return f"it is not executable (mode {mode & 0o7777:04o})"
-    return "permission denied (mode, file system mounted noexec, or security module)"
+        fix = f"chmod +x {path} in the root file system"
+        return f"it is not executable (mode {mode & 0o7777:04o})", fix
+    return "permission denied (mode, file system mounted noexec, or security module)", None
 
 
-def _why_no_format(path: str) -> str:
+def _why_no_format(path: str) -> tuple[str, str | None]:
     head = _head(path)
     if head.startswith(b"\x7fELF") and len(head) > 20:
         order = "little" if head[5] == 1 else "big"
@@ -321,8 +326,12 @@ def _why_no_format(path: str) -> str:
         name = ELF_MACHINES.get(machine, f"ELF machine {machine}")
         own = os.uname().machine
         if name != own:
-            return f"it is built for {name} and this machine is {own}"
-        return "the kernel cannot run this ELF file"
+            return (
+                f"it is built for {name} and this machine is {own}",
+                f"use a root file system for {own}, or install an emulator on the host (qemu-user-static)",
+            )
+        return "the kernel cannot run this ELF file", None
     if not head:
-        return "it is empty"
-    return "it is neither an ELF file nor a script that begins with #!"
+        return "it is empty", None
+    fix = "let its first line be #! and the program that reads it"
+    return "it is neither an ELF file nor a script that begins with #!", fix

@@ -123,7 +123,7 @@ class Running:
             "pid": os.getpid(),
         }
         try:
-            files.make_directories(None, os.path.dirname(path), 0o700)
+            _make_run_directory(os.path.dirname(path))
             return Journal(path, header=header)
         except BlockingIOError as error:
             raise errors.StateError(
@@ -468,6 +468,23 @@ def serve(loop: Loop, container: Running) -> Outcome:
     while (outcome := container.outcome) is None:
         loop.run_once()
     return outcome
+
+
+def _make_run_directory(journals: str) -> None:
+    """The run directory, which a mapped root may have to pass on its way to the mount point, and the journals in it.
+
+    Raises HostError when somebody else has it: without a run directory of the user's own it is below /tmp.
+    """
+    run = os.path.dirname(journals)
+    files.make_directories(None, run, 0o755)
+    files.make_directories(None, journals, 0o700)
+    for directory in (run, journals):
+        owner = os.stat(directory, follow_symlinks=False).st_uid
+        if owner not in (os.geteuid(), 0):
+            raise errors.HostError(
+                f"the run directory {directory} belongs to uid {owner}",
+                fix="set XDG_RUNTIME_DIR to a directory of your own",
+            )
 
 
 def journal_path(host: Host, lxcpath: str, name: str) -> str:

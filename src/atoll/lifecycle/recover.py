@@ -32,7 +32,7 @@ class Recovered(Record):
 
 
 def all_dead(host: Host) -> list[Recovered]:
-    """Take back every dead start of this user. Raises HostError when the run directory or a journal cannot be read."""
+    """Take back every dead start of this user. Raises HostError when the run directory cannot be read."""
     directory = f"{host.run_directory}/journal"
     try:
         names = sorted(os.listdir(directory))
@@ -40,8 +40,15 @@ def all_dead(host: Host) -> list[Recovered]:
         return []
     except OSError as error:
         raise HostError(f"cannot look for journals in {directory}: {reason(error)}", errno=error.errno) from error
-    found = [one(f"{directory}/{name}") for name in names]
+    found = [_one_or_why_not(f"{directory}/{name}") for name in names]
     return [recovered for recovered in found if recovered is not None]
+
+
+def _one_or_why_not(path: str) -> Recovered | None:
+    try:
+        return one(path)
+    except HostError as error:
+        return _not_understood(path, error.message)
 
 
 def one(path: str) -> Recovered | None:
@@ -65,9 +72,7 @@ def one(path: str) -> Recovered | None:
         try:
             leftover = Leftover(path, text)
         except (ValueError, SyntaxError) as error:
-            problem = f"cannot understand the journal {path}: {error}"
-            restored = Restored(total=1, undone=0, problems=(problem,))
-            return Recovered(name="?", lxcpath="?", journal=path, restored=restored)
+            return _not_understood(path, f"cannot understand the journal {path}: {error}")
         restored = _take_back(leftover, journal)
         if restored.undone == restored.total:
             os.unlink(path)
@@ -78,6 +83,11 @@ def one(path: str) -> Recovered | None:
         journal=path,
         restored=restored,
     )
+
+
+def _not_understood(path: str, problem: str) -> Recovered:
+    restored = Restored(total=1, undone=0, problems=(problem,))
+    return Recovered(name="?", lxcpath="?", journal=path, restored=restored)
 
 
 def _take_back(leftover: Leftover, journal: OwnedFd) -> Restored:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from atoll.config.text import Config
+    from atoll.errors import Origin
     from atoll.host import Host
 
     Context = tuple[Config, Host, Start]
@@ -163,6 +164,22 @@ def _argv(config: Config, wish: Wish) -> tuple[str, ...]:
     return ("/sbin/init",)
 
 
+def _refuse_host_init(config: Config, wish: Wish) -> None:
+    """LXC refuses this without a configuration file; an empty one is no better."""
+    if not (wish.argv or wish.init_loop or config[Rootfs].path or config[credentials.Init].cmd):
+        raise ConfigError(
+            "this would execute the host's own /sbin/init: there is neither a root file system nor a command",
+            key="lxc.rootfs.path",
+            fix="set lxc.rootfs.path or lxc.init.cmd, or give a command after the options",
+        )
+
+
+def _argv_origin(config: Config, wish: Wish) -> Origin | None:
+    """The line that says what is executed; None for the command line and for /sbin/init."""
+    key = "lxc.execute.cmd" if wish.init_loop else "lxc.init.cmd"
+    return None if wish.argv else config.origin(key)
+
+
 def _needs_id_map(host: Host) -> HostError:
     suggestion = idmap.subordinate_mapping(host)
     if not suggestion:
@@ -198,6 +215,7 @@ def _no_subordinate_ids(host: Host) -> HostError:
 
 def start(config: Config, host: Host, s: Start, facts: Facts, wish: Wish) -> Plan:
     """The plan of a start. Pure: nothing is looked at, nothing is done."""
+    _refuse_host_init(config, wish)
     c = (config, host, s)
     plan = Plan(
         name=s.name,
@@ -323,6 +341,7 @@ def _mounts(c: Context) -> Phase:
             terminal.console(*c),
             terminal.ttys(*c),
             mounts.boot_id(*c),
+            storage.protect(*c),
             rootfs.pivot(*c),
             mounts.after_pivot(*c),
             limits.personality(*c),
@@ -366,7 +385,12 @@ def _ready(c: Context, facts: Facts, wish: Wish) -> Phase:
         name="ready",
         init=flatten(
             credentials.final(*c, death_signal=config[Monitor].death_signal),
-            init.execute(s, listen_fds=facts.listen_fds, linger=wish.linger),
+            init.execute(
+                s,
+                listen_fds=facts.listen_fds,
+                linger=wish.linger,
+                origin=_argv_origin(config, wish),
+            ),
         ),
         monitor=flatten(
             spawn.AwaitExec(),

@@ -328,31 +328,24 @@ def conduct(
         if isinstance(observer, Timing):
             observer.places = places
     for number, part in enumerate(parts(plan, places, MONITOR)):
-        if part.waits:
-            h[SYNC].send(GO, part.phase)  # type: ignore[attr-defined]  # the monitor's own Link
         if number:
-            await_reached(h, part.phase, places, observers)
+            _lead_init(h, part, places, observers)
         run(part.places, h, total=total, observers=observers, journal=journal)
 
 
 def _lead_init(
-    h: Handler,
-    phase: str,
-    places: Sequence[Placed],
-    observers: Sequence[Observer],
-    *,
-    wait_for_go: bool,
+    h: Handler, part: Part, places: Sequence[Placed], observers: Sequence[Observer]
 ) -> None:
-    """Let init do its part of a phase (it enters the first one by itself)."""
+    """Let init do its part of a phase."""
     try:
-        if wait_for_go:
+        if part.waits:
             try:
-                h[SYNC].send(GO, phase)  # type: ignore[attr-defined]  # the monitor's own Link
+                h[SYNC].send(GO, part.phase)  # type: ignore[attr-defined]  # the monitor's own Link
             except BrokenPipeError:
-                log.debug("init is gone before phase %s: what it said last tells why", phase)
-        await_reached(h, phase, places, observers)
+                log.debug("init is gone before phase %s; what it said last tells why", part.phase)
+        await_reached(h, part.phase, places, observers)
     except OSError as error:
-        what = f"cannot talk to init in phase {phase}: {reason(error)}"
+        what = f"cannot talk to init in phase {part.phase}: {reason(error)}"
         raise HostError(what, errno=error.errno) from error
 
 

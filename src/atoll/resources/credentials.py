@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from stat import S_IMODE
+from stat import S_IMODE, S_ISDIR
 
 from atoll.config import keys
 from atoll.config.keys import Kind, Section, flag, key, many, parse_integer, within
@@ -96,7 +96,10 @@ class Capabilities(Section):
         many(Kind(_parse_dropped), split=str.split),
         clears=("keep",),
         check=_exclude_kept,
-        doc="Capabilities that the container never gets: lower-case names without cap_, or numbers.",
+        doc="Capabilities that the container never gets: names of capabilities(7) in lower case"
+        " without cap_, or numbers, with blanks between. Not together with lxc.cap.keep.",
+        example="sys_module sys_time mac_admin",
+        since="1.x",
     )
     keep: tuple[str, ...] = key(
         "lxc.cap.keep",
@@ -104,7 +107,10 @@ class Capabilities(Section):
         clears=("drop",),
         check=_exclude_dropped,
         show=lambda names: "".join(f"{name}\n" for name in after_none(names)),
-        doc="The only capabilities that the container may have; `none` for not one.",
+        doc="The only capabilities that the container may have, written like lxc.cap.drop; `none`"
+        " forgets those before it, and alone leaves none.",
+        example="chown kill net_bind_service",
+        since="1.x",
     )
 
 
@@ -125,27 +131,39 @@ class Init(Section):
     cmd: str | None = key(
         "lxc.init.cmd",
         keys.text,
-        doc="Command line of init, split at single spaces; /sbin/init when unset.",
+        doc="Command line of init, split at single blanks. Unset: /sbin/init.",
+        example="/sbin/init --log-level=debug",
+        since="2.x",
     )
     uid: int = key(
         "lxc.init.uid",
         within(0, keys.UINT_MAX - 1),
         default=0,
-        doc="User id of init, in the container.",
+        doc="User id of init, as the container numbers it.",
+        example="1000",
+        since="2.x",
     )
     gid: int = key(
         "lxc.init.gid",
         within(0, keys.UINT_MAX - 1),
         default=0,
-        doc="Group id of init, in the container.",
+        doc="Group id of init, as the container numbers it.",
+        example="1000",
+        since="2.x",
     )
     groups: tuple[int, ...] = key(
         "lxc.init.groups",
         many(Kind(_parse_group), split=_split_commas, separator=",", end=""),
-        doc="Supplementary group ids of init, comma separated; none when unset.",
+        doc="Further group ids of init, with commas between.",
+        example="5,27",
+        since="5.0.2",
     )
     cwd: str | None = key(
-        "lxc.init.cwd", keys.path, doc="Working directory of init, inside the container."
+        "lxc.init.cwd",
+        keys.path,
+        doc="Directory in the container that init starts in. Unset: /.",
+        example="/srv",
+        since="5.0.2",
     )
 
 
@@ -165,13 +183,24 @@ class Environment(Section):
     entries: tuple[str, ...] = key(
         "lxc.environment",
         many(Kind(_parse_variable)),
-        doc="NAME=value, or NAME to take the caller's value: for init and for the hooks that it runs.",
+        doc="NAME=VALUE, or NAME for what the caller has, which must have it: for init, and for"
+        " the hooks that init runs.",
+        example="LANG=C.UTF-8",
+        since="1.x",
     )
     runtime: tuple[str, ...] = key(
-        "lxc.environment.runtime", many(Kind(_parse_variable)), doc="The same for init alone."
+        "lxc.environment.runtime",
+        many(Kind(_parse_variable)),
+        doc="The same for init alone.",
+        example="SERVICE=web",
+        since="HEAD",
     )
     hooks: tuple[str, ...] = key(
-        "lxc.environment.hooks", many(Kind(_parse_variable)), doc="The same for hooks alone."
+        "lxc.environment.hooks",
+        many(Kind(_parse_variable)),
+        doc="The same for those hooks alone.",
+        example="DEBUG=1",
+        since="HEAD",
     )
 
 
@@ -182,7 +211,10 @@ class NoNewPrivs(Section):
         "lxc.no_new_privs",
         flag,
         default=False,
-        doc="1: no exec in the container can raise privileges.",
+        doc="1: no program in the container can gain privileges by being executed (set-uid, file"
+        " capabilities).",
+        example="1",
+        since="5.0.2",
     )
 
 
@@ -193,7 +225,10 @@ class Keyring(Section):
         "lxc.keyring.session",
         flag,
         default=False,
-        doc="1: keep the caller's session keyring; 0: begin with a new one.",
+        doc="1: keep the caller's session keyring; 0: begin with a new one. LXC's manual has it"
+        " the other way round than LXC.",
+        example="1",
+        since="5.0.2",
     )
 
 
@@ -329,7 +364,7 @@ def final(
     section, init = config[Environment], config[Init]
     entries = (*section.entries, *section.runtime, "container=lxc")
     groups: tuple[int, ...] | None = init.groups
-    if not groups and (start.id_map or not host.can("setgid")):
+    if not groups and (start.id_map or host.setgroups_denied or not host.can("setgid")):
         groups = None  # become_root dropped them, or nobody may
     ids_origin = (
         config.origin("lxc.init.uid")
@@ -529,6 +564,8 @@ class CheckPath(InitStep):
             try:
                 status = os.stat(directory)
             except OSError:
+                return
+            if not S_ISDIR(status.st_mode):
                 return
             known = h.get(PATH_OWNERS) or {}
             mode, owner = known.get(directory, (S_IMODE(status.st_mode), status.st_uid))

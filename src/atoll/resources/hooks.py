@@ -87,7 +87,10 @@ class Hooks(Section, group="lxc.hook"):
         "lxc.hook.version",
         Kind(_parse_version),
         default=0,
-        doc="0: name, section and type are arguments; 1: they are in LXC_HOOK_TYPE and LXC_HOOK_SECTION.",
+        doc="0: hooks get name, section and type as arguments; 1: in LXC_NAME, LXC_HOOK_SECTION"
+        " and LXC_HOOK_TYPE.",
+        example="1",
+        since="5.0.2",
     )
 
     def at(self, point: str) -> tuple[str, ...]:

@@ -60,7 +60,10 @@ class IdMaps(Section):
     entries: tuple[IdMapping, ...] = key(
         "lxc.idmap",
         many(Kind(_parse_mapping, _show_mapping), end=""),
-        doc="u or g, first id in the container, first id of the host, count: u 0 100000 65536.",
+        doc="A range of user (u) or group (g) ids: first id in the container, first id of the"
+        " host, count, with blanks between. Any line makes a user namespace.",
+        example="u 0 100000 65536",
+        since="2.x",
     )
 
 
@@ -222,7 +225,9 @@ class RunIdHelper(HostStep):
         argv = (self.helper, str(h[CHILD].pid), *numbers)
         output = script.run(h, argv, environment={})
         if not output.success:
-            raise self._refused(" ".join(argv), " ".join(output.text.split()) or output.failure())
+            error = self._refused(" ".join(output.text.split()) or output.failure())
+            error.add_note(f"execve(2): {' '.join(argv)}")
+            raise error
 
     def explain(self) -> str:
         """The ranges, as in lxc.idmap."""
@@ -232,21 +237,15 @@ class RunIdHelper(HostStep):
     def _name(self) -> str:
         return self.helper.rpartition("/")[2]
 
-    def _refused(self, command: str, output: str) -> HostError:
+    def _refused(self, output: str) -> HostError:
         file = f"/etc/sub{self.kind}"
-        fix = self._fix()
-        if not self.allowed:
-            return HostError(
-                f"cannot {self.explain()}: user {self.user} has no subordinate ids in {file}"
-                f" ({command}: {output})",
-                missing="subordinate ids",
-                fix=fix,
-            )
+        told = output.removeprefix(f"{self._name}: ")
         allowed = ", ".join(f"{first}-{first + count - 1}" for first, count in self.allowed)
         return HostError(
-            f"cannot {self.explain()}: {self._name} refuses: {output} ({command}); {file} allows user {self.user}"
-            f" {allowed}",
-            fix=fix,
+            f"cannot {self.explain()}: it refuses ({told}); {file} allows user {self.user}"
+            f" {allowed or 'no ids'}",
+            missing="subordinate ids",
+            fix=self._fix(),
         )
 
     def _fix(self) -> str | None:

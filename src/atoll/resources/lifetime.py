@@ -29,24 +29,40 @@ class Autostart(Section):
     """lxc.start.*, lxc.group: what lxc-autostart does with the container when the host boots."""
 
     auto: bool = key(
-        "lxc.start.auto", flag, default=False, later=COMMANDS, doc="1: start with the host."
+        "lxc.start.auto",
+        flag,
+        default=False,
+        later=COMMANDS,
+        doc="1: lxc-autostart starts it, as it does when the host boots.",
+        example="1",
+        since="1.x",
     )
     delay: int = key(
         "lxc.start.delay",
         number,
         default=0,
         later=COMMANDS,
-        doc="Seconds to wait after starting it before the next one.",
+        doc="Seconds that lxc-autostart waits after starting it, before the next one.",
+        example="5",
+        since="1.x",
     )
     order: int = key(
         "lxc.start.order",
         integer,
         default=0,
         later=COMMANDS,
-        doc="Lower ones start first and stop last; names decide between equals.",
+        doc="Lower numbers start first and stop last; names decide between equals.",
+        example="10",
+        since="1.x",
     )
     groups: tuple[str, ...] = key(
-        "lxc.group", words, later=COMMANDS, doc="Groups that it belongs to, for lxc-autostart -g."
+        "lxc.group",
+        words,
+        later=COMMANDS,
+        doc="Groups that the container belongs to, with blanks between, for lxc-autostart -g and"
+        " lxc-ls -g.",
+        example="onboot web",
+        since="1.x",
     )
 
 
@@ -57,10 +73,16 @@ class Lifetime(Section):
         "lxc.ephemeral",
         flag,
         default=False,
-        doc="1: destroy it when it has stopped; not on reboot.",
+        doc="1: destroy the container when it has stopped; not when it reboots.",
+        example="1",
+        since="5.0.2",
     )
     execute_command: str | None = key(
-        "lxc.execute.cmd", text, doc="Command that lxc-execute runs when it is given none."
+        "lxc.execute.cmd",
+        text,
+        doc="Command line that lxc-execute runs when it is given none.",
+        example="/usr/bin/id -u",
+        since="5.0.2",
     )
 
 
@@ -72,13 +94,18 @@ class Monitor(Section):
         number,
         default=0,
         doc="Not 0: the monitor gets a mount namespace of its own before it sets up the container.",
+        example="1",
+        since="5.0.2",
     )
     death_signal: int = key(
         "lxc.monitor.signal.pdeath",
         signal,
         default=SIGKILL,
         empty=0,
-        doc="Signal that init gets when the monitor dies; 0 or nothing: none.",
+        doc="Signal that init gets when the monitor dies: a number, SIGNAME, SIGRTMIN+N or"
+        " SIGRTMAX-N; 0, or an empty value: none.",
+        example="SIGTERM",
+        since="5.0.2",
     )
 
 
@@ -90,42 +117,55 @@ class Signals(Section):
         signal,
         default=SIGPWR,
         unset="0",
-        legacy=("lxc.haltsignal",),
-        doc="Signal that asks init to shut down.",
+        doc="Signal that asks init to shut down: a number, SIGNAME, SIGRTMIN+N or SIGRTMAX-N."
+        " Unset: SIGRTMIN+3 for a systemd, else SIGPWR.",
+        example="SIGRTMIN+4",
+        since="2.x",
     )
     reboot: int = key(
         "lxc.signal.reboot",
         signal,
         default=SIGINT,
         unset="0",
-        legacy=("lxc.rebootsignal",),
-        doc="Signal that asks init to reboot.",
+        doc="Signal that asks init to reboot, written the same way.",
+        example="SIGINT",
+        since="2.x",
     )
     stop: int = key(
         "lxc.signal.stop",
         signal,
         default=SIGKILL,
         unset="0",
-        legacy=("lxc.stopsignal",),
-        doc="Signal that ends init by force.",
+        doc="Signal that ends init by force, written the same way.",
+        example="SIGKILL",
+        since="2.x",
     )
 
 
 class Log(Section):
     """lxc.log.*: where the monitor logs; explicit -o and -l win."""
 
-    file: str | None = key("lxc.log.file", path, legacy=("lxc.logfile",), doc="File to log to.")
+    file: str | None = key(
+        "lxc.log.file",
+        path,
+        doc="File that the monitor logs to; -o wins.",
+        example="/var/log/lxc/c1.log",
+        since="2.x",
+    )
     level: int | None = key(
         "lxc.log.level",
         Kind(parse_level, LEVELS.__getitem__),
         unset="NOTSET",
-        legacy=("lxc.loglevel",),
-        doc=f"Least level that is logged: {' '.join(LEVELS)}, or 0 to 8.",
+        doc="Least level that is logged: TRACE DEBUG INFO NOTICE WARN ERROR CRIT ALERT FATAL in"
+        " either case, or 0 to 8; -l wins. Unset: ERROR.",
+        example="DEBUG",
+        since="2.x",
     )
     syslog: str | None = key(
         "lxc.log.syslog",
         choice(*FACILITIES),
-        legacy=("lxc.syslog",),
         later=COMMANDS,
-        doc="Facility of syslog(3) that the log goes to as well: daemon or local0 to local7.",
+        doc="Facility of syslog(3) that the log goes to as well: daemon, or local0 to local7.",
+        example="daemon",
+        since="2.x",
     )

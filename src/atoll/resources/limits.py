@@ -94,30 +94,45 @@ class Limits(Section):
     resources: tuple[tuple[str, Limit], ...] = key(
         "lxc.prlimit.*",
         pairs(Kind(parse_limit), unique=True),
-        doc="Resource limit of init, SOFT[:HARD]: numbers or unlimited. RESOURCE as in getrlimit(2) without RLIMIT_,"
-        " lower case (nofile, nproc, core …), or its number.",
+        doc="Resource limit of init, SOFT[:HARD], each a number (bytes, seconds or a count:"
+        " prlimit(2)) or `unlimited`; one value is both. The resource as in getrlimit(2),"
+        " lower case without RLIMIT_, or its number.",
+        example="nofile = 1024:4096",
+        since="2.x",
     )
     sysctls: tuple[tuple[str, str], ...] = key(
         "lxc.sysctl.*",
         pairs(text, unique=True),
-        doc="Kernel setting (net.ipv4.ip_forward), set inside the container.",
+        doc="Kernel setting by its name in sysctl(8), set inside the container before init runs.",
+        example="net.ipv4.ip_forward = 1",
+        since="5.0.2",
     )
     proc_files: tuple[tuple[str, str], ...] = key(
         "lxc.proc.*",
         pairs(text, unique=True),
-        doc="File below /proc/PID of init (oom_score_adj), and what to write to it.",
+        doc="File below /proc/PID of init, with dots for slashes, and what the monitor writes to"
+        " it.",
+        example="oom_score_adj = 500",
+        since="5.0.2",
     )
     architecture: int | None = key(
         "lxc.arch",
         Kind(parse_personality, show_personality),
         empty=REFUSED,
-        doc="Architecture that uname(2) shows inside: a 32-bit one (i686, armhf …) or a 64-bit one.",
+        doc="Architecture that uname(2) shows inside: a 32-bit one (i686, armhf …) or a 64-bit one"
+        " (x86_64, arm64 …). Unset: the host's. Programs of it must run on the host's"
+        " processor.",
+        example="i686",
+        since="1.x",
     )
     core_scheduling: bool = key(
         "lxc.sched.core",
         flag,
         default=False,
-        doc="1: only tasks of the container share a core's threads.",
+        doc="1: tasks of others never run at the same time on a core of the processor as tasks of"
+        " the container.",
+        example="1",
+        since="5.0.2",
     )
 
 

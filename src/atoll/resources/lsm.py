@@ -29,19 +29,23 @@ class AppArmor(Section):
     profile: str | None = key(
         "lxc.apparmor.profile",
         text,
-        legacy=("lxc.aa_profile",),
         later=PART,
         later_on=_apparmor,
-        doc="Name of a loaded profile; unconfined; unchanged: the caller's; generated: made for the container.",
+        doc="AppArmor profile of init: the name of a loaded one; `unconfined`; `unchanged`, the"
+        " caller's; or `generated`, made for this container. Unset:"
+        " lxc-container-default-cgns. No effect on a kernel without AppArmor.",
+        example="generated",
+        since="2.x",
     )
     allow_incomplete: bool = key(
         "lxc.apparmor.allow_incomplete",
         flag,
         default=False,
-        legacy=("lxc.aa_allow_incomplete",),
         later=PART,
         later_on=_apparmor,
         doc="1: start although the kernel's AppArmor does not control mounts.",
+        example="1",
+        since="2.x",
     )
     allow_nesting: bool = key(
         "lxc.apparmor.allow_nesting",
@@ -49,14 +53,19 @@ class AppArmor(Section):
         default=False,
         later=PART,
         later_on=_apparmor,
-        doc="1: the generated profile allows containers inside the container.",
+        doc="1: the generated profile allows containers inside the container, and a proc and a"
+        " sysfs are mounted below /dev/.lxc for them.",
+        example="1",
+        since="5.0.2",
     )
     raw: tuple[str, ...] = key(
         "lxc.apparmor.raw",
         many(text),
         later=PART,
         later_on=_apparmor,
-        doc="Line to add to the generated profile.",
+        doc="Rule, as apparmor.d(5) writes it, to add to the generated profile.",
+        example="deny /proc/kcore r,",
+        since="5.0.2",
     )
 
 
@@ -66,15 +75,18 @@ class SELinux(Section):
     context: str | None = key(
         "lxc.selinux.context",
         text,
-        legacy=("lxc.se_context",),
         later=PART,
         later_on=_selinux,
-        doc="Security context of init; unconfined_t changes nothing.",
+        doc="Security context of init. Unset, or unconfined_t: the caller's.",
+        example="system_u:system_r:lxc_t:s0:c22",
+        since="2.x",
     )
     keyring_context: str | None = key(
         "lxc.selinux.context.keyring",
         text,
         later=PART,
         later_on=_selinux,
-        doc="Security context of the session keyring; unset: that of lxc.selinux.context.",
+        doc="Security context of the session keyring. Unset: lxc.selinux.context.",
+        example="system_u:system_r:lxc_t:s0:c22",
+        since="5.0.2",
     )

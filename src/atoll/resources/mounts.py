@@ -145,16 +145,27 @@ class Mounts(Section):
         "lxc.mount.auto",
         many(Kind(_parse_token), split=str.split),
         show=_show_tokens,
-        doc="mounts by name: proc[:mixed|rw] sys[:mixed|ro|rw] cgroup[-full][:mixed|ro|rw][:force] "
-        "cgroup2[:ro][:force] shmounts:HOSTDIR[:DIR]; the last one of a group counts",
+        doc="Mounts by name: proc[:mixed|rw], sys[:mixed|ro|rw],"
+        " cgroup[-full][:mixed|ro|rw][:force], cgroup2[:ro|:rw][:force],"
+        " shmounts:HOSTDIR[:DIR]. The last one of a group counts.",
+        example="proc:mixed sys:ro cgroup:mixed",
+        since="1.x",
     )
     entries: tuple[str, ...] = key(
         "lxc.mount.entry",
         many(text),
-        doc="one line of fstab(5); more options are create=dir|file, optional, relative",
+        doc="A line of fstab(5), SOURCE TARGET TYPE OPTIONS 0 0; the target is relative to the"
+        " root file system. More options: create=dir, create=file, optional, relative.",
+        example="/srv/data data none bind,ro,create=dir 0 0",
+        since="1.x",
     )
     fstab: str | None = key(
-        "lxc.mount.fstab", path, empty=REFUSED, doc="file of such lines, mounted before the entries"
+        "lxc.mount.fstab",
+        path,
+        empty=REFUSED,
+        doc="File of the host with such lines; they are mounted before those of lxc.mount.entry.",
+        example="/var/lib/lxc/c1/fstab",
+        since="2.x",
     )
 
 
@@ -162,13 +173,22 @@ class Autodev(Section):
     """lxc.autodev: a /dev of the container's own."""
 
     enabled: bool = key(
-        "lxc.autodev", flag, default=True, empty=False, doc="mount a tmpfs on /dev and populate it"
+        "lxc.autodev",
+        flag,
+        default=True,
+        empty=False,
+        doc="1: mount a tmpfs on /dev and put device nodes in it; 0, or an empty value: leave the"
+        " root file system's /dev.",
+        example="0",
+        since="1.x",
     )
     size: int = key(
         "lxc.autodev.tmpfs.size",
         Kind(_parse_dev_size),
         default=0,
-        doc="size of that tmpfs in bytes; 0 is 500000",
+        doc="Size of that tmpfs in bytes; 0: 500000, and so is what is no number.",
+        example="1000000",
+        since="5.0.2",
     )
 
 

@@ -154,36 +154,52 @@ class Namespaces(Section):
         many(Kind(_parse_name), split=str.split),
         show=_show_names,
         check=_exclude("keep"),
-        doc=f"Namespaces to make, and no others: of {' '.join(NAMES)}.",
+        doc="Namespaces to make, and no others: of user mnt pid uts ipc net cgroup time, with"
+        " blanks between. Not together with lxc.namespace.keep.",
+        example="mnt pid net",
+        since="5.0.2",
     )
     keep: tuple[str, ...] = key(
         "lxc.namespace.keep",
         many(Kind(_parse_name), split=str.split),
         show=_show_names,
         check=_exclude("clone"),
-        doc=f"Namespaces of the caller in which the container stays: of {' '.join(NAMES)}.",
+        doc="Namespaces of the caller in which the container stays; all others are made.",
+        example="net ipc",
+        since="5.0.2",
     )
     share: tuple[tuple[str, str], ...] = key(
         "lxc.namespace.share.*",
         pairs(keys.text, unique=True, subkey=Kind(_parse_exact_name)),
-        doc="Namespace to join: a container's name, a pid, or an absolute path (/proc/PID/ns/net, /run/netns/x).",
+        doc="Namespace to join instead of making one: of a container's name, of a pid, or an"
+        " absolute path (/proc/PID/ns/net, /run/netns/x).",
+        example="net = /run/netns/blue",
+        since="5.0.2",
     )
     host_name: str | None = key(
         "lxc.uts.name",
         Kind(_parse_host_name),
-        doc="Host name of the container, at most 64 bytes; not applied when it shares its uts namespace.",
+        doc="Host name of the container, at most 64 bytes; not applied where it has the uts"
+        " namespace of somebody else.",
+        example="web1",
+        since="2.x",
     )
     boot_offset: TimeOffset = key(
         "lxc.time.offset.boot",
         Kind(parse_offset, _show_boot),
         default=TimeOffset(),
-        doc="What CLOCK_BOOTTIME is ahead of the host's: a number and h, m, s, ms, us or ns.",
+        doc="What CLOCK_BOOTTIME is ahead of the host's: a number and h, m, s, ms, us or ns; only"
+        " h, m and s may be negative.",
+        example="30m",
+        since="5.0.2",
     )
     monotonic_offset: TimeOffset = key(
         "lxc.time.offset.monotonic",
         Kind(parse_offset, lambda offset: f"{show_offset(offset)}\n"),
         default=TimeOffset(),
-        doc="What CLOCK_MONOTONIC is ahead of the host's: a number and h, m, s, ms, us or ns.",
+        doc="The same for CLOCK_MONOTONIC.",
+        example="30m",
+        since="5.0.2",
     )
 
 

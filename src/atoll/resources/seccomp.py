@@ -33,10 +33,12 @@ class Seccomp(Section):
     profile: str | None = key(
         "lxc.seccomp.profile",
         path,
-        legacy=("lxc.seccomp",),
         later=PART,
         later_on=_supported,
-        doc="File with the policy: version, list type, and a line for each system call.",
+        doc="File of the host with the policy: a version, the kind of list, and a line for each"
+        " system call.",
+        example="/usr/share/lxc/config/common.seccomp",
+        since="2.x",
     )
     allow_nesting: bool = key(
         "lxc.seccomp.allow_nesting",
@@ -44,7 +46,9 @@ class Seccomp(Section):
         default=False,
         later=PART,
         later_on=_supported,
-        doc="1: load the policy even when the caller has a filter already.",
+        doc="1: load the policy even where the caller is filtered already.",
+        example="1",
+        since="5.0.2",
     )
     notify_cookie: str | None = key(
         "lxc.seccomp.notify.cookie",
@@ -52,12 +56,16 @@ class Seccomp(Section):
         later=PART,
         later_on=_supported,
         doc="Text that the proxy gets with every notification.",
+        example="c1",
+        since="5.0.2",
     )
     notify_proxy: str | None = key(
         "lxc.seccomp.notify.proxy",
         Kind(_parse_proxy),
-        show=lambda address: address.removeprefix("@"),  # as LXC's getter shows an abstract name
+        show=lambda address: address.removeprefix("@"),
         later=PART,
         later_on=_supported,
-        doc="unix:PATH or unix:@NAME of the socket that answers notify actions.",
+        doc="unix:PATH or unix:@NAME, the socket that answers `notify` actions.",
+        example="unix:/run/proxy.sock",
+        since="5.0.2",
     )

@@ -59,30 +59,44 @@ class Console(Section):
     path: str | None = key(
         "lxc.console.path",
         keys.path,
-        doc="host terminal that the console is shown on; `none`: the container has no console",
+        doc="Terminal of the host that the console is shown on; `none`: the container has no"
+        " console. Unset: the terminal of the caller, where it has one.",
+        example="/dev/tty8",
+        since="2.x",
     )
     logfile: str | None = key(
         "lxc.console.logfile",
         keys.path,
-        doc="file that everything written to the console is added to",
+        doc="File of the host that all output of the console is added to.",
+        example="/var/log/lxc/c1.console",
+        since="1.x",
     )
     size: int = key(
         "lxc.console.size",
         rounded_size,
         default=0,
-        doc="cap of the log file in bytes, or `auto`; at least a page, rounded up to a power of two; 0 is no cap",
+        doc="Cap of the console's log file in bytes (KB, MB, GB may follow), or `auto` for 128"
+        " KiB; at least a page, rounded up to a power of two. 0: no cap.",
+        example="10MB",
+        since="5.0.2",
     )
     rotate: bool = key(
         "lxc.console.rotate",
         flag,
         default=False,
-        doc="a full log file is kept as FILE.1; else it is emptied",
+        doc="1: a log file that reached lxc.console.size is kept as FILE.1; 0: it is emptied.",
+        example="1",
+        since="5.0.2",
     )
     buffer_size: int = key(
         "lxc.console.buffer.size",
         rounded_size,
         default=0,
-        doc="size in bytes, or `auto`, of the ring buffer that keeps the newest console output; 0 is none",
+        doc="Size in bytes (KB, MB, GB may follow) of the ring buffer that keeps the newest"
+        " console output, or `auto` for 128 KiB; at least a page, rounded up to a power of"
+        " two. 0: none.",
+        example="1MB",
+        since="5.0.2",
     )
 
 
@@ -93,16 +107,25 @@ class Terminals(Section):
         "lxc.tty.max",
         number,
         default=0,
-        doc="number of ttys that lxc-console can reach: /dev/tty1 …",
+        doc="Number of ttys that lxc-console can reach: /dev/tty1 and up.",
+        example="4",
+        since="2.x",
     )
     tty_dir: str | None = key(
-        "lxc.tty.dir", text, doc="directory below /dev for the console's and the ttys' device files"
+        "lxc.tty.dir",
+        text,
+        doc="Directory below /dev, at most 255 bytes, that the device files of the console and of"
+        " the ttys are made in; links lead there.",
+        example="lxc",
+        since="2.x",
     )
     pty_max: int = key(
         "lxc.pty.max",
         number,
         default=0,
-        doc="number of ptys of the container's own devpts; 0: it has none of its own",
+        doc="Number of pseudo terminals of the container's own devpts. 0: it has none of its own.",
+        example="1024",
+        since="2.x",
     )
 
 

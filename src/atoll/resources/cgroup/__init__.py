@@ -98,39 +98,66 @@ class Cgroup(Section):
     legacy: tuple[tuple[str, str], ...] = key(
         "lxc.cgroup.*",
         pairs(text),
-        doc="A file of a cgroup v1 controller and what is written to it.",
+        doc="File of a cgroup v1 controller in the container's cgroup, and what is written to it,"
+        " as it stands; may come again. On a host with cgroup2 it is translated where that has"
+        " an equal (docs/cgroups.md).",
+        example="memory.limit_in_bytes = 512M",
+        since="1.x",
     )
     unified: tuple[tuple[str, str], ...] = key(
         "lxc.cgroup2.*",
         pairs(text),
-        doc="A file of the payload's cgroup2 and what is written to it.",
+        doc="File of the container's cgroup2 and what is written to it, as it stands; may come"
+        " again. On a host with cgroup v1 it is translated where that has an equal"
+        " (docs/cgroups.md).",
+        example="memory.max = 512M",
+        since="5.0.2",
     )
     directory: str | None = key(
         "lxc.cgroup.dir",
         RELATIVE,
-        doc="The directory, in every hierarchy, in which the container's cgroups are made.",
+        doc="Directory, relative to where cgroups are made in every hierarchy, that the"
+        " container's cgroups are made in.",
+        example="lxc/web",
+        since="5.0.2",
     )
     monitor_directory: str | None = key(
-        "lxc.cgroup.dir.monitor", RELATIVE, doc="The monitor's cgroup; set it with .container."
+        "lxc.cgroup.dir.monitor",
+        RELATIVE,
+        doc="The monitor's cgroup, a relative path; only together with lxc.cgroup.dir.container.",
+        example="lxc/web/monitor",
+        since="5.0.2",
     )
     container_directory: str | None = key(
-        "lxc.cgroup.dir.container", RELATIVE, doc="The payload's cgroup; set it with .monitor."
+        "lxc.cgroup.dir.container",
+        RELATIVE,
+        doc="The container's cgroup, a relative path; only together with lxc.cgroup.dir.monitor.",
+        example="lxc/web/payload",
+        since="5.0.2",
     )
     inner: str | None = key(
         "lxc.cgroup.dir.container.inner",
         SINGLE,
-        doc="A cgroup in .container for the processes, so that the limits are out of their reach.",
+        doc="Name of a cgroup in lxc.cgroup.dir.container for the processes, so that its limits"
+        " are out of their reach.",
+        example="inner",
+        since="5.0.2",
     )
     pivot: str | None = key(
         "lxc.cgroup.dir.monitor.pivot",
         RELATIVE,
-        doc="Accepted; has no effect: the monitor goes back to the cgroup that it came from.",
+        doc="Relative path. Accepted, without effect: the monitor goes back to the cgroup that it"
+        " came from.",
+        example="lxc/pivot",
+        since="5.0.2",
     )
     relative: bool = key(
         "lxc.cgroup.relative",
         flag,
         default=False,
-        doc="Make the cgroups below the caller's own cgroup instead of below that of process 1.",
+        doc="1: make the cgroups below the caller's own cgroup instead of below that of process 1.",
+        example="1",
+        since="5.0.2",
     )
 
 

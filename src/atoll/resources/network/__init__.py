@@ -163,133 +163,207 @@ class Nic(Section):
     type: str = key(
         "lxc.net.N.type",
         choice("none", "empty", "veth", "macvlan", "ipvlan", "vlan", "phys"),
-        default="empty",  # lxc: a device without a type is an empty one
+        default="empty",
         resets=True,
-        doc="What kind of network: veth, macvlan, ipvlan, vlan, phys, empty (loopback only), none (the host's).",
+        doc="Kind of network: veth, macvlan, ipvlan, vlan, phys (a link of the host), empty"
+        " (loopback alone), none (the host's own). It forgets all other keys of this N, so it"
+        " comes first.",
+        example="veth",
+        since="2.x",
     )
-    flags: bool = key("lxc.net.N.flags", _up, default=False, doc="up: bring the device up.")
+    flags: bool = key(
+        "lxc.net.N.flags",
+        _up,
+        default=False,
+        doc="`up`, or anything else: bring the device up.",
+        example="up",
+        since="2.x",
+    )
     link: str | None = key(
-        "lxc.net.N.link", _name, doc="The host's bridge or link that it is connected to."
+        "lxc.net.N.link",
+        _name,
+        doc="The host's bridge (veth) or link (macvlan, ipvlan, vlan, phys) to connect to, at most"
+        " 15 bytes.",
+        example="lxcbr0",
+        since="2.x",
     )
     l2proxy: bool = key(
         "lxc.net.N.l2proxy",
         flag,
         default=False,
-        doc="Answer ARP and NDP for the container on the link.",
+        doc="1: the host answers ARP and NDP on the link for the container's addresses.",
+        example="1",
+        since="5.0.2",
     )
     mtu: int | None = key(
         "lxc.net.N.mtu",
         within(0, keys.INT_MAX),
-        doc="Largest packet in bytes; unset: the link's (veth).",
+        doc="Largest packet in bytes. Unset: the link's.",
+        example="1400",
+        since="2.x",
     )
     name: str | None = key(
         "lxc.net.N.name",
         _name,
         check=_check_own_name,
-        doc="Its name in the container; unset: ethN.",
+        doc="Name of the device in the container, at most 15 bytes; %d in it is the first free"
+        " number. Unset: eth%d.",
+        example="eth0",
+        since="2.x",
     )
     hwaddr: str | None = key(
         "lxc.net.N.hwaddr",
         _mac,
-        doc="MAC address; each x is replaced by a random digit when it is read.",
+        doc="MAC address; each x is a random digit, which is written down when the configuration"
+        " is saved.",
+        example="00:16:3e:xx:xx:xx",
+        since="2.x",
     )
     ipv4_address: tuple[Address, ...] = key(
         "lxc.net.N.ipv4.address",
         many(keys.Kind(_parse_ipv4), end=""),
-        doc="ADDRESS[/LENGTH] [BROADCAST]; the length by class when it is left out.",
+        doc="ADDRESS[/LENGTH] [BROADCAST]; without a length that of its class, without a broadcast"
+        " address the last one.",
+        example="10.0.3.5/24",
+        since="2.x",
     )
     ipv4_gateway: str | None = key(
         "lxc.net.N.ipv4.gateway",
         _gateway("ipv4"),
-        doc="An address, auto (the link's own) or dev (no address).",
+        doc="Address of the default route; `auto`, the link's own; or `dev`, none but the device.",
+        example="10.0.3.1",
+        since="2.x",
     )
     ipv6_address: tuple[Address, ...] = key(
         "lxc.net.N.ipv6.address",
         many(keys.Kind(_parse_ipv6), end=""),
-        doc="ADDRESS[/LENGTH]; length 64.",
+        doc="ADDRESS[/LENGTH]; without a length 64.",
+        example="fd00::5/64",
+        since="2.x",
     )
     ipv6_gateway: str | None = key(
         "lxc.net.N.ipv6.gateway",
         _gateway("ipv6"),
-        doc="An address, auto (the link's own) or dev (no address).",
+        doc="Address of the default route; `auto`, the link's own; or `dev`, none but the device.",
+        example="fe80::1",
+        since="2.x",
     )
     script_up: str | None = key(
-        "lxc.net.N.script.up", text, doc="Command run on the host when the network was created."
+        "lxc.net.N.script.up",
+        text,
+        doc="Command run on the host when the device was made.",
+        example="/usr/local/bin/net-up",
+        since="2.x",
     )
     script_down: str | None = key(
         "lxc.net.N.script.down",
         text,
-        doc="Command run on the host before the network is destroyed.",
+        doc="Command run on the host before the device goes.",
+        example="/usr/local/bin/net-down",
+        since="2.x",
     )
     veth_mode: str = key(
         "lxc.net.N.veth.mode",
         choice("bridge", "router"),
         default="bridge",
         needs=_VETH,
-        doc="bridge: attach to the link; router: route to the addresses through the host.",
+        doc="bridge: attach the host's end to the link; router: the host routes to the container's"
+        " addresses.",
+        example="router",
+        since="5.0.2",
     )
     veth_pair: str | None = key(
         "lxc.net.N.veth.pair",
         _name,
         needs=_VETH,
-        doc="Name of the host's end; unset: made for each start.",
+        doc="Name of the host's end, at most 15 bytes. Unset: a new one for each start.",
+        example="vethweb",
+        since="2.x",
     )
     veth_rx_queues: int | None = key(
-        "lxc.net.N.veth.n_rxqueues", _positive, needs=_VETH, doc="Number of receive queues."
+        "lxc.net.N.veth.n_rxqueues",
+        _positive,
+        needs=_VETH,
+        doc="Number of receive queues. Unset: the kernel's choice.",
+        example="2",
+        since="5.0.2",
     )
     veth_tx_queues: int | None = key(
-        "lxc.net.N.veth.n_txqueues", _positive, needs=_VETH, doc="Number of transmit queues."
+        "lxc.net.N.veth.n_txqueues",
+        _positive,
+        needs=_VETH,
+        doc="Number of transmit queues. Unset: the kernel's choice.",
+        example="2",
+        since="5.0.2",
     )
     veth_ipv4_route: tuple[Address, ...] = key(
         "lxc.net.N.veth.ipv4.route",
         many(_route("ipv4"), end=""),
         needs=_VETH,
         doc="ADDRESS/LENGTH that the host routes to the container.",
+        example="192.0.2.0/24",
+        since="5.0.2",
     )
     veth_ipv6_route: tuple[Address, ...] = key(
         "lxc.net.N.veth.ipv6.route",
         many(_route("ipv6"), end=""),
         needs=_VETH,
         doc="ADDRESS/LENGTH that the host routes to the container.",
+        example="2001:db8::/64",
+        since="5.0.2",
     )
     veth_vlan: int | None = key(
         "lxc.net.N.veth.vlan.id",
         keys.Kind(_vlan),
         needs=_VETH,
-        doc="Untagged VLAN of the bridge port, or none.",
+        doc="VLAN, 0 to 4094, that untagged packets of the bridge's port belong to, or `none`."
+        " Unset: the bridge's.",
+        example="100",
+        since="5.0.2",
     )
     veth_tagged_vlans: tuple[int, ...] = key(
         "lxc.net.N.veth.vlan.tagged.id",
         many(within(0, 4094), end=""),
         needs=_VETH,
-        doc="A tagged VLAN of the bridge port.",
+        doc="A VLAN, 0 to 4094, whose tagged packets the bridge's port takes.",
+        example="200",
+        since="5.0.2",
     )
     vlan: int | None = key(
         "lxc.net.N.vlan.id",
         within(0, 0xFFFF),
         needs=("type", ("vlan",)),
-        doc="The VLAN of a vlan network.",
+        doc="The VLAN of a vlan network, 0 to 65535.",
+        example="100",
+        since="2.x",
     )
     macvlan_mode: str = key(
         "lxc.net.N.macvlan.mode",
         choice("private", "vepa", "bridge", "passthru"),
         default="private",
         needs=_MACVLAN,
-        doc="How macvlan links on one lower link see each other.",
+        doc="How the macvlan devices on one link see each other: private, vepa, bridge, passthru.",
+        example="bridge",
+        since="2.x",
     )
     ipvlan_mode: str = key(
         "lxc.net.N.ipvlan.mode",
         choice("l2", "l3", "l3s"),
         default="l3",
         needs=_IPVLAN,
-        doc="Layer of ipvlan.",
+        doc="Layer at which packets are handed on: l2, l3, or l3s (with the host's connection"
+        " tracking).",
+        example="l2",
+        since="5.0.2",
     )
     ipvlan_isolation: str = key(
         "lxc.net.N.ipvlan.isolation",
         choice("bridge", "private", "vepa"),
         default="bridge",
         needs=_IPVLAN,
-        doc="How ipvlan links on one lower link see each other.",
+        doc="How the ipvlan devices on one link see each other: bridge, private, vepa.",
+        example="private",
+        since="5.0.2",
     )
 
     def gateway(self, family: str) -> str | None:

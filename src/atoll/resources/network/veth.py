@@ -113,19 +113,17 @@ class CreateVeth(HostStep):
 
 def _mtu(kernel: Netlink, link: str) -> int:
     found = _find(kernel, link) if link else None
-    return (
-        found.mtu if found is not None else 0
-    )  # that the link is not there is AttachBridge's to say
+    if found is None or found.kind != "bridge":
+        return 0  # AttachBridge says what is wrong with it
+    return found.mtu
 
 
 def _explain_taken(kernel: Netlink, name: str, error: OSError) -> None:
     taken = _find(kernel, name)
     if taken is not None:
-        message = f"cannot create link {name}: name taken: {errors.reason(error)}"
-        kind = f"a {taken.kind}" if taken.kind else "a device"
-        fix = (
-            f"{name} is {kind} of the host (index {taken.index}): delete it, or choose another name"
-        )
+        kind = f"{taken.kind} " if taken.kind else ""
+        message = f"cannot create link {name}: the host has a {kind}link of that name"
+        fix = f"ip link delete {name}, if nobody needs it, or choose another name"
         raise errors.HostError(message, fix=fix, errno=error.errno) from error
 
 

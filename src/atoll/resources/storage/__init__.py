@@ -45,22 +45,35 @@ class Rootfs(Section):
     path: str | None = key(
         "lxc.rootfs.path",
         text,
-        legacy=("lxc.rootfs",),
         show=_plain,
-        doc="[TYPE:]PATH of the root file system. TYPE: dir (default), overlay:LOWER:UPPER.",
+        doc="[TYPE:]PATH of the root file system. TYPE: dir (default), overlay:LOWER:UPPER, btrfs,"
+        " loop, lvm, nbd, rbd, zfs. Unset: the host's own.",
+        example="/var/lib/lxc/c1/rootfs",
+        since="2.x",
     )
     mount: str | None = key(
         "lxc.rootfs.mount",
         keys.path,
-        doc="Directory of the host on which it is mounted during the set-up.",
+        doc="Directory of the host that it is mounted on during the set-up. Unset: the"
+        " distribution's, or one in the run directory.",
+        example="/run/c1-root",
+        since="1.x",
     )
     options: str | None = key(
         "lxc.rootfs.options",
         text,
-        doc="Mount options, comma separated; idmap= for an idmapped mount.",
+        doc="Mount options for it with commas between, as mount(8) has them, and idmap=container"
+        " or idmap=PATH.",
+        example="ro,noatime",
+        since="1.x",
     )
     managed: bool = key(
-        "lxc.rootfs.managed", flag, default=True, doc="0: lxc-destroy leaves the storage alone."
+        "lxc.rootfs.managed",
+        flag,
+        default=True,
+        doc="0: lxc-destroy leaves the storage alone.",
+        example="0",
+        since="5.0.2",
     )
 
 
@@ -158,7 +171,6 @@ def attach(config: Config, host: Host, start: Start, *, device: bool) -> tuple[H
 
 def take(config: Config, host: Host, start: Start, *, device: bool) -> tuple[InitStep, ...]:
     """In init: mount the root file system, or take the host's as it is."""
-    del host
     section = config[Rootfs]
     origin = config.origin("lxc.rootfs.path")
     if start.rootfs is None or not section.path:
@@ -178,7 +190,7 @@ def take(config: Config, host: Host, start: Start, *, device: bool) -> tuple[Ini
         from atoll.resources.storage import block
 
         return block.mount_steps(source.text, start, options, origin=origin)
-    steps: list[InitStep] = [*dirs.mount_steps(source, start, options, origin=origin)]
+    steps: list[InitStep] = [*dirs.mount_steps(source, host, start, options, origin=origin)]
     if options.propagation:
         steps.append(
             SetRootPropagation(
@@ -186,6 +198,19 @@ def take(config: Config, host: Host, start: Start, *, device: bool) -> tuple[Ini
             )
         )
     return tuple(steps)
+
+
+def protect(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
+    """In init, last before the pivot: make the root file system read-only where its mount points had to be made first."""
+    del host
+    section = config[Rootfs]
+    if start.rootfs is None or not section.path:
+        return ()
+    from atoll.resources.storage import dirs
+
+    origin = config.origin("lxc.rootfs.options")
+    source = parse_source(section.path, config.origin("lxc.rootfs.path"))
+    return dirs.protect_steps(source, start, parse_options(section.options, origin), origin=origin)
 
 
 class ShareHostRoot(InitStep):

@@ -49,7 +49,11 @@ def attach_steps(
         )
     return (
         MountDeviceOutside(
-            device=source, target=start.rootfs, flags=options.flags, data=options.data, origin=origin
+            device=source,
+            target=start.rootfs,
+            flags=options.flags,
+            data=options.data,
+            origin=origin,
         ),
     )
 
@@ -62,7 +66,9 @@ def mount_steps(
     if start.id_map:
         return (TakeMountedRoot(target=target, origin=origin),)
     return (
-        MountDevice(device=source, target=target, flags=options.flags, data=options.data, origin=origin),
+        MountDevice(
+            device=source, target=target, flags=options.flags, data=options.data, origin=origin
+        ),
     )
 
 
