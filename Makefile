@@ -6,9 +6,11 @@ CGROUP ?= auto
 TESTS ?=
 PYTEST := $(PYTHON) -m pytest --cgroup=$(CGROUP)
 LXC ?= atoll
+FUZZ_SECONDS ?= 60
+FUZZ_CORPUS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test check fix unit fault conformance bench coverage clean
+.PHONY: help run setup test check fix unit fault conformance bench coverage keys fuzz clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,13 @@ coverage: setup ## all tests with coverage of forked and exec'd children; prints
 	$(PYTHON) tests/isolation --cgroup=$(CGROUP) -- $(PYTHON) -m coverage run -m pytest $(TESTS)
 	$(PYTHON) -m coverage combine --quiet
 	$(PYTHON) -m coverage report
+
+keys: setup ## write docs/keys.md from the declarations of the keys
+	$(PYTHON) -m atoll.config.document >docs/keys.md.new && mv docs/keys.md.new docs/keys.md
+
+fuzz: setup ## arbitrary bytes for the configuration's reader, FUZZ_SECONDS long (60)
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check atheris
+	$(PYTHON) tests/fuzz/fuzz_config.py -max_total_time=$(FUZZ_SECONDS) $(FUZZ_CORPUS)
 
 clean: ## remove what these tasks made in the tree
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist .coverage .coverage.*

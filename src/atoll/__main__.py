@@ -56,6 +56,7 @@ def _command(argv: Sequence[str]) -> int:
 
 def console() -> NoReturn:
     """What the installed command calls: main, and out at once; tearing the interpreter down costs 3 ms."""
+    _forget_coercion()
     try:
         status = main()
         sys.stdout.flush()
@@ -63,6 +64,14 @@ def console() -> NoReturn:
     except OSError:  # what print left in the buffers cannot be written
         status = EXIT_FAILURE
     os._exit(status)
+
+
+def _forget_coercion() -> None:
+    """Take back the LC_CTYPE that Python sets in the C locale (PEP 538): attached programs and hooks get our environment."""
+    if os.environ.get("LC_CTYPE") in {"C.UTF-8", "C.utf8", "UTF-8"}:
+        with open("/proc/self/environ", "rb") as file:  # as execve(2) gave it; setenv(3) does not change it
+            if b"\0LC_CTYPE=" not in b"\0" + file.read():
+                del os.environ["LC_CTYPE"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from atoll import errors
 from atoll.linux import files
 from atoll.log import TRACE, get_logger, wanted
-from atoll.plan import HostStep
+from atoll.plan import INIT, HostStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ class Timing:
     def after(self, place: Placed) -> None:
         """Stop the clock."""
         self.spans.append((place.number, self._begin, time.monotonic_ns()))
+
+    def infer_exec(self) -> None:
+        """Init's last step leaves nobody to tell of it: it lasts from the one before until the monitor's next has seen it."""
+        last = max(place.number for place in self.places if place.side == INIT)
+        ends = {number: end for number, _begin, end in self.spans}
+        self.spans.append((last, ends.get(last - 1, ends[last + 1]), ends[last + 1]))
 
 
 def run(

@@ -172,7 +172,7 @@ def probe() -> Host:
         lsm=_lsm(),
         seccomp=os.path.exists("/proc/sys/kernel/seccomp"),
         run_directory=run_directory,
-        lxcpath=SYSTEM_LXCPATH if uid == 0 else f"{home}/.local/share/lxc",
+        lxcpath=SYSTEM_LXCPATH if uid == 0 else f"{home.rstrip('/')}/.local/share/lxc",
         rootfs_mount=_rootfs_mount(uname.machine, run_directory),
         root_on_ramfs=root is not None and root.fstype in ("rootfs", "ramfs"),
         top_mounts=_top_mounts(mounts),

@@ -78,6 +78,19 @@ def file_descriptor() -> int:
     return _destination.fd
 
 
+def save() -> tuple[str, str | None, int, int] | None:
+    """The destination as plain values, for the same process after an exec; None while it includes standard error."""
+    here = _destination
+    if here.stderr_fd >= 0:
+        return None
+    return here.program, here.name, here.fd, here.level
+
+
+def restore(saved: tuple[str, str | None, int, int]) -> None:
+    """Take the destination of save()."""
+    _destination.program, _destination.name, _destination.fd, _destination.level = saved
+
+
 def silence_stderr() -> None:
     """Stop writing to standard error, as a daemon must."""
     _destination.stderr_fd = -1

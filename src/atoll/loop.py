@@ -44,6 +44,10 @@ class Loop:
         """Is this descriptor watched?"""
         return fd in self._callbacks
 
+    def watched(self) -> frozenset[int]:
+        """Every descriptor that is watched."""
+        return frozenset(self._callbacks)
+
     def run_once(self, timeout: float | None = None) -> bool:
         """Wait up to `timeout` seconds (None: for ever) and make the callbacks; False when nothing happened."""
         events = self._epoll.poll(-1 if timeout is None else max(timeout, 0))

@@ -52,6 +52,14 @@ def maker_tools(maker: str, lxcpath: str) -> tools.Tools:
     return tools.Tools(maker, path, tools.launcher())
 
 
+@pytest.fixture(autouse=True)
+def tidy(request: pytest.FixtureRequest) -> Generator[None, None, None]:
+    """Remove what Debian's tools leave behind on a host: lock files, cgroups of monitors whose start failed."""
+    yield
+    if "maker" not in request.fixturenames or request.getfixturevalue("maker") == tools.DEBIAN:
+        tools.remove_leftovers()
+
+
 @pytest.fixture(scope="module")
 def bridge() -> Generator[str, None, None]:
     """lxcbr0, without addresses of its own making."""

@@ -6,8 +6,10 @@ Debian's tools alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -166,6 +168,15 @@ def define(lxcpath: str, name: str, rootfs: str, *lines: str, base: str = CONFIG
     text = base.format(name=name, rootfs=rootfs) + "".join(f"{line}\n" for line in lines)
     write(f"{directory}/config", text, 0o640)
     return directory
+
+
+def remove_leftovers() -> None:
+    """What Debian's tools leave: files in /run/lxc/lock, and empty cgroups of monitors and of their common pivot."""
+    shutil.rmtree("/run/lxc", ignore_errors=True)
+    for directory, _names, _files in os.walk("/sys/fs/cgroup", topdown=False):
+        if os.path.basename(directory).startswith(("lxc.pivot", "lxc.monitor.")):
+            with contextlib.suppress(OSError):  # one with a process in it
+                os.rmdir(directory)
 
 
 def until(fact: Callable[[], object], what: str, patience: float = 10.0) -> None:

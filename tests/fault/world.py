@@ -149,6 +149,12 @@ def start_here(made: api.Container, observers: Sequence[Observer] = ()) -> Outco
         os.close(null)
 
 
+def start_as_daemon(made: api.Container, observers: Sequence[Observer] = ()) -> None:
+    """Start it in a daemon of its own; returns when it is RUNNING."""
+    init_loop = made.name == "run"
+    made.start(made.wish(argv(made.name), daemon=True, init_loop=init_loop), observers=observers)
+
+
 # ----------------------------------------------------------------------------------------- looking
 
 

@@ -134,7 +134,7 @@ def test_the_fix_is_one() -> None:
     helper = idmap.RunIdHelper(
         kind="uid", helper="/usr/bin/newuidmap", ranges=((0, 500000, 10),), user="joe", own_id=JOE, allowed=()
     )  # fmt: skip
-    fix = helper._refused("", "").fix
+    fix = helper._refused("").fix
     assert fix is not None
     usermod, *words = fix.removeprefix("as root: ").split()
     kernel.mount("tmpfs", "/mnt", "tmpfs")

@@ -242,7 +242,7 @@ def test_a_taken_pair_name_stays_what_it_was():
     with Container("lxc.net.0.type = veth\nlxc.net.0.veth.pair = mine0\n") as c:
         with pytest.raises(errors.StepError) as caught:
             c.up()
-        assert str(caught.value) == "cannot create link mine0: the host has a veth link of that name"
+        assert str(caught.value) == "cannot create link mine0: the host has a bridge of that name"
         assert caught.value.fix is not None
         assert "mine0 is a bridge of the host" in caught.value.fix
         assert (c.restored.total, str(caught.value.origin)) == (0, "config:2")

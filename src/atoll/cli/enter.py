@@ -9,10 +9,11 @@ import os
 
 from atoll import host as host_module
 from atoll.cli.options import UsageError
+from atoll.config.text import Config
 from atoll.lifecycle import attach as entering
 from atoll.linux import files, proc, process
 from atoll.loop import Loop
-from atoll.resources import terminal
+from atoll.resources import limits, terminal
 from atoll.resources.namespaces import NAMES
 
 TYPE_CHECKING = False
@@ -27,8 +28,13 @@ PRIVILEGES = ("CGROUP", "CAP", "LSM")
 def lxc_attach(call: Call) -> int:
     """lxc-attach: a command (or the user's shell) inside, with its exit status."""
     chosen, privileges = _namespaces(call), _privileges(call)
+    _check_architecture(call)
+    if "LSM" in privileges and call.flag("context"):
+        raise UsageError("Cannot combine elevated LSM privileges while requesting LSM profile")
     host = host_module.probe()
-    target = entering.find(call.lxcpath, call.name)
+    rcfile = call.file("rcfile")
+    config = None if rcfile is None else Config.read(rcfile)
+    target = entering.find(call.lxcpath, call.name, config)
     with target.pidfd:
         entry = entering.Entry(
             namespaces=chosen,
@@ -41,6 +47,7 @@ def lxc_attach(call: Call) -> int:
             keep_cgroup="CGROUP" in privileges,
             architecture=call.text("arch"),
             stdio=(call.stdin, call.stdout, call.stderr),
+            caller=call.program,
             cwd=call.cwd,
         )
         argv = call.operands or (_shell(target.pid, entry.uid or 0),)
@@ -63,6 +70,16 @@ def _namespaces(call: Call) -> int | None:
             raise UsageError(f"unknown namespace '{word}'; there are {' '.join(NAMES)}")
         mask |= NAMES[name]
     return mask
+
+
+def _check_architecture(call: Call) -> None:
+    text = call.text("arch")
+    if text is None:
+        return
+    try:
+        limits.parse_personality(text)
+    except ValueError as error:
+        raise UsageError(f"--arch: {error}") from None
 
 
 def _privileges(call: Call) -> tuple[str, ...]:

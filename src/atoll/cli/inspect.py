@@ -323,9 +323,12 @@ def _info_lines(info: Info, *, human: bool, name: bool) -> list[tuple[str, str]]
 
 
 def human_size(size: int) -> str:
-    """Bytes in the largest unit that leaves a whole part, two decimals cut off, as LXC prints them."""
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >> shift:
+    """Bytes as LXC prints them, rounding included (observed): exactly 1 KiB is still "1024 bytes", GiB are cut off."""
+    if size > 1 << 30:
+        return f"{size >> 30}.{(size & (1 << 30) - 1) // 10737419:02} GiB"
+    for unit, shift, half in (("MiB", 20, 5243), ("KiB", 10, 5)):
+        if size > 1 << shift:
+            size += half
             hundredths = (size & (1 << shift) - 1) * 100 >> shift
             return f"{size >> shift}.{hundredths:02} {unit}"
     return f"{size} bytes"
@@ -392,12 +395,12 @@ def _columns(call: Call) -> tuple[str, ...] | None:
     text = call.text("fancy-format") if call.flag("fancy") else None
     if text is None:
         return DEFAULT_COLUMNS
-    columns = tuple(one for one in text.split(",") if one)
+    columns = [one for one in text.split(",") if one]
     for column in columns:
-        if column not in COLUMNS:
+        if column.upper() not in COLUMNS:
             call.err.line(f"Invalid key: {column}")
             return None
-    return columns
+    return tuple(column.upper() for column in columns)
 
 
 def _select(call: Call) -> list[Row]:
@@ -590,9 +593,10 @@ def lxc_wait(call: Call) -> int:
         raise UsageError("could not parse command line: no state to wait for (-s)")
     states = []
     for word in text.split("|"):
-        if word.upper() not in STATES:
+        if word.upper() in STATES:
+            states.append(STATES.index(word.upper()))
+        elif word or not text.strip("|"):  # `RUNNING|` names one state, and '' none
             raise UsageError(f"'{word}' is not a state (use {' '.join(STATES)})")
-        states.append(STATES.index(word.upper()))
     timeout = call.number("timeout")
     if timeout is not None and timeout < 0:
         timeout = None

@@ -18,7 +18,6 @@ from atoll.errors import (
     EXIT_OK,
     EXIT_RUNTIME,
     AtollError,
-    ConfigError,
     HostError,
     StateError,
     StepError,
@@ -32,7 +31,6 @@ from atoll.plan import explain_data, explain_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atoll.cli.options import Call
-    from atoll.host import Host
     from atoll.lifecycle.sequence import Wish
 
 logger = log.get_logger(__name__)
@@ -50,7 +48,7 @@ def lxc_start(call: Call) -> int:
     """lxc-start: start a container, in the background unless -F."""
     container = _container(call)
     argv = call.operands
-    if not call.text("rcfile") and not container.defined and not argv:
+    if not call.text("rcfile") and not container.defined:
         raise StateError(
             f"no container config specified: {container.config_file} does not exist",
             now="undefined",
@@ -127,6 +125,8 @@ def _start(call: Call, container: api.Container, wish: Wish, *, pidfile: str | N
     _log_as_configured(call, container.config)
     timing, path = Timing(), call.file("timeline")
     observers = (timing,) if path else ()
+    if path:  # a path that cannot be written is found out before the start
+        _write_timeline(path, timing)
 
     def running() -> None:
         if path:
@@ -215,7 +215,12 @@ def _write_timeline(path: str, timing: Timing) -> None:
     for (phase, side), (begin, end) in phases.items():
         events.append(_span(phase, "phase", rows[side], begin, end, {}))
     data = dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1)
-    files.write_atomic(path, data.encode(), 0o644)
+    try:
+        files.write_atomic(path, data.encode(), 0o644)
+    except OSError as error:
+        raise HostError(
+            f"cannot write the timeline {path}: {errors.reason(error)}", errno=error.errno
+        ) from error
 
 
 def _span(
@@ -292,8 +297,17 @@ def _keep(call: Call, container: api.Container, config: Config, image: str) -> C
     if not call.flag("explain") and not os.path.exists(f"{directory}/config"):
         kept = [line for line in config.assignments if line.key != "lxc.rootfs.path"]
         text = "".join(f"{line.key} = {line.value}\n" for line in (*kept, config.assignments[-1]))
-        files.make_directories(None, f"{directory}/overlay/delta", 0o755)
-        files.write_atomic(f"{directory}/config", text.encode("utf-8", "surrogateescape"), 0o640)
+        try:
+            files.make_directories(None, f"{directory}/overlay/delta", 0o755)
+            files.write_atomic(
+                f"{directory}/config", text.encode("utf-8", "surrogateescape"), 0o640
+            )
+        except OSError as error:
+            raise HostError(
+                f"cannot keep the container in {directory}: {errors.reason(error)}",
+                fix="give a directory that you may write with -P",
+                errno=error.errno,
+            ) from error
         if not call.name:
             call.complain(f"what it changes is kept as container {container.name}")
     return config
@@ -408,7 +422,7 @@ def _stop_timeout(call: Call, *, kill: bool, reboot: bool) -> float | None:
         raise UsageError("-k can't be used with --nokill")
     if kill and reboot:
         raise UsageError("-k can't be used with -r")
-    if kill and (given is not None or call.flag("nowait")):
+    if kill and given is not None:
         raise UsageError("-k doesn't allow timeouts")
     if call.flag("nolock") and not kill:
         raise UsageError("--nolock may only be used with -k")

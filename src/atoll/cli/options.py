@@ -688,7 +688,7 @@ def _name(tool: Tool, parsed: Parsed) -> tuple[str, tuple[str, ...]]:
 
 def default_lxcpath(environ: Mapping[str, str]) -> str:
     """lxc.lxcpath of the user's lxc.conf, else LXC's own default (reference, section 2.3)."""
-    home = environ.get("HOME") or "/"
+    home = environ.get("HOME", "").rstrip("/")
     root = os.geteuid() == 0
     file = "/etc/lxc/lxc.conf" if root else f"{home}/.config/lxc/lxc.conf"
     file = environ.get("LXC_GLOBAL_CONF") or file

@@ -28,6 +28,7 @@ OWNERS: dict[str, str] = {
     "lxc.group": "atoll.resources.lifetime",
     "lxc.hook": "atoll.resources.hooks",
     "lxc.idmap": "atoll.resources.idmap",
+    "lxc.include": "atoll.config.include",
     "lxc.init": "atoll.resources.credentials",
     "lxc.keyring": "atoll.resources.credentials",
     "lxc.log": "atoll.resources.lifetime",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from atoll.config.keys import WHITE
 from atoll.config.text import load
 from atoll.errors import ConfigError, reason
+from atoll.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,16 +16,58 @@ if TYPE_CHECKING:
 
     from atoll.host import Host
 
-KEYS = (
-    "lxc.default_config",
-    "lxc.lxcpath",
-    "lxc.bdev.lvm.vg",
-    "lxc.bdev.lvm.thin_pool",
-    "lxc.bdev.zfs.root",
-    "lxc.bdev.rbd.rbdpool",
-    "lxc.cgroup.use",
-    "lxc.cgroup.pattern",
-)
+
+class SystemKey(Record):
+    """One setting of lxc.conf: what it means, an example, and the part of the project that will make it effective."""
+
+    doc: str
+    example: str
+    default: str
+    """As documentation shows it."""
+    later: str | None = None
+
+
+KEYS = {
+    "lxc.default_config": SystemKey(
+        doc="File with what lxc-create begins a configuration with.",
+        example="/etc/lxc/small.conf",
+        default="/etc/lxc/default.conf; for others than root ~/.config/lxc/default.conf",
+    ),
+    "lxc.lxcpath": SystemKey(
+        doc="Directory of the containers.",
+        example="/srv/lxc",
+        default="/var/lib/lxc; for others than root ~/.local/share/lxc",
+    ),
+    "lxc.bdev.lvm.vg": SystemKey(
+        doc="Volume group for root file systems made with lxc-create -B lvm.",
+        example="vg0",
+        default="lxc",
+        later="storage",
+    ),
+    "lxc.bdev.lvm.thin_pool": SystemKey(
+        doc="Thin pool in that volume group.", example="pool0", default="lxc", later="storage"
+    ),
+    "lxc.bdev.zfs.root": SystemKey(
+        doc="Data set below which lxc-create -B zfs makes others.",
+        example="tank/lxc",
+        default="lxc",
+        later="storage",
+    ),
+    "lxc.bdev.rbd.rbdpool": SystemKey(
+        doc="Pool for lxc-create -B rbd.", example="containers", default="lxc", later="storage"
+    ),
+    "lxc.cgroup.use": SystemKey(
+        doc="Controllers of cgroup v1 to use, with commas between; hierarchies with any other are left alone. A start fails"
+        " where one of them is missing.",
+        example="memory,cpu,devices",
+        default="all",
+    ),
+    "lxc.cgroup.pattern": SystemKey(
+        doc="Relative path in which the cgroups `payload` and `monitor` of a container are made; %n is its name.",
+        example="lxc/%n",
+        default="lxc.payload.%n and lxc.monitor.%n",
+    ),
+}
 
 
 def system_file(host: Host, environment: Mapping[str, str] | None = None) -> str:

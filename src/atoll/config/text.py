@@ -201,7 +201,7 @@ class Config:
     def get(self, key: str) -> str:
         """The value as LXC's getter prints it; empty when unset. ConfigError for a name without a value."""
         target = _target(key)
-        if target.key is None:
+        if target.key is None or key == INCLUDE:
             return self._get_all(key, target)
         state = self._state(target)
         if target.numbered is not None and not self._has(target):
@@ -225,14 +225,14 @@ class Config:
             return tuple(name.removesuffix(".*") for name in owners.names() if ".N." not in name)
         target = owners.find(prefix)
         if target is not None and target.numbered is not None and target.index >= 0:
+            if not self._has(target):
+                return ()
             state = self._state(target)
             declared = target.numbered.item.section_keys.values()
             start = len(target.numbered.name) + len(".N.")
             return tuple(key.name[start:] for key in declared if key.fits(state))
-        return tuple(
-            name[len(prefix) + 1 :].removesuffix("*").removesuffix(".")
-            for name in owners.names_below(prefix)
-        )
+        below = [name[len(prefix) + 1 :].removesuffix("*") for name in owners.names_below(prefix)]
+        return tuple(name.removesuffix(".") for name in below if name and not name.startswith("N."))
 
     def later(self, host: Host | None = None) -> tuple[tuple[str, str, Origin], ...]:
         """(key, part of the project, origin) for each set key whose effect is still to come, on this host if given."""
@@ -559,7 +559,8 @@ def _permission(path: str) -> str | None:
         if not os.access(part, wanted, effective_ids=True):
             status = os.stat(part)
             mode = stat.S_IMODE(status.st_mode)
-            return f"run as uid {status.st_uid}, to whom {part} belongs, or widen its mode {mode:04o}"
+            owner = f"uid {status.st_uid}, to whom {part} belongs"
+            return f"run as {owner}, or widen its mode {mode:04o}"
     return None
 
 

@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from atoll.config.text import Config
     from atoll.host import Host
     from atoll.linux.files import OwnedFd
     from atoll.linux.process import Child, ExitStatus
@@ -44,6 +45,8 @@ class Entry(Record):
     keep_cgroup: bool = False
     architecture: str | None = None
     stdio: tuple[int, int, int] = (0, 1, 2)
+    caller: str = "atoll"
+    """Begins the message about a program that cannot be executed, which only the program's process can write."""
     terminal: int | None = None
     """Peer of a pty of the container that becomes the controlling terminal."""
 
@@ -62,8 +65,11 @@ class Target(Record):
     personality: str
 
 
-def find(lxcpath: str, name: str) -> Target:
-    """Ask the container's monitor and /proc. Raises StateError when it is not running."""
+def find(lxcpath: str, name: str, config: Config | None = None) -> Target:
+    """Ask the container's monitor and /proc. Raises StateError when it is not running.
+
+    `config` answers in the monitor's place what the configuration says (lxc-attach -f).
+    """
     client = commands.CommandClient(lxcpath, name)
     pidfd = client.get_init_pidfd()
     pid = client.get_init_pid()
@@ -72,7 +78,8 @@ def find(lxcpath: str, name: str) -> Target:
         pidfd.close()
         raise StateError(f"container {name} is not running", now="STARTING", wanted="RUNNING")
     status = proc.parse_status(files.read_text(f"/proc/{pid}/status"))
-    environment = client.get_config_item("lxc.environment") or ""
+    item = client.get_config_item if config is None else config.get
+    environment = item("lxc.environment") or ""
     return Target(
         name=name,
         lxcpath=lxcpath,
@@ -81,8 +88,8 @@ def find(lxcpath: str, name: str) -> Target:
         flags=flags,
         status=status,
         variables=tuple(line for line in environment.split("\n") if line),
-        no_new_privileges=client.get_config_item("lxc.no_new_privs") == "1",
-        personality=client.get_config_item("lxc.arch") or "",
+        no_new_privileges=item("lxc.no_new_privs") == "1",
+        personality=item("lxc.arch") or "",
     )
 
 
@@ -155,8 +162,11 @@ def _environment(target: Target, entry: Entry, environ: Mapping[str, str]) -> di
         result = dict(environ)
     result["container"] = "lxc"
     for assignment in (*target.variables, *entry.set_variables):
-        name, _, value = assignment.partition("=")
-        result[name] = value
+        name, equals, value = assignment.partition("=")
+        if equals:
+            result[name] = value
+        else:
+            result.pop(name, None)  # putenv(3) of a bare name removes it
     return result
 
 
@@ -228,7 +238,7 @@ class _Joining(Record):
         except HostError as error:
             os.write(
                 2,
-                f"atoll: {self.target.name}: {error.message}\n".encode("utf-8", "surrogateescape"),
+                f"{self.entry.caller}: {self.target.name}: {error.message}\n".encode("utf-8", "surrogateescape"),
             )
             os._exit(127 if error.errno in (None, 2) else 126)
         os._exit(127)

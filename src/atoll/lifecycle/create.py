@@ -230,7 +230,10 @@ def _template_step(
         return None
     if template == "busybox":
         return PopulateBusybox(
-            rootfs=rootfs, config=f"{creation.directory}/config", name=creation.name
+            rootfs=rootfs,
+            config=f"{creation.directory}/config",
+            name=creation.name,
+            program=_busybox_argument(creation.arguments),
         )
     return RunTemplate(
         argv=(
@@ -363,6 +366,8 @@ class PopulateBusybox(HostStep):
     rootfs: str
     config: str
     name: str
+    program: str | None = None
+    """None: the first static one of BUSYBOX_PLACES."""
 
     def explain(self) -> str:
         """Say what comes where."""
@@ -370,7 +375,7 @@ class PopulateBusybox(HostStep):
 
     def apply(self, h: Handler) -> None:
         """Copy the program, link its applets, write etc, append to the configuration."""
-        program = find_busybox()
+        program = self.program or find_busybox()
         for directory in DIRECTORIES:
             files.mkdir(f"{self.rootfs}/{directory}", 0o755)
         for path, (text, mode) in FILES.items():
@@ -386,6 +391,21 @@ class PopulateBusybox(HostStep):
         files.symlink("../bin/busybox", f"{self.rootfs}/sbin/init")
         text = files.read_text(self.config) + BUSYBOX_CONFIG.format(name=self.name)
         files.write_atomic(self.config, text.encode("utf-8", "surrogateescape"), 0o640)
+
+
+def _busybox_argument(arguments: tuple[str, ...]) -> str | None:
+    """The one argument that the busybox template takes: --busybox-path FILE. Raises HostError for any other."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    if not words:
+        return None
+    if words[0] != "--busybox-path" or len(words) != 2:
+        raise HostError(
+            f"the busybox template cannot use the argument {arguments[0]}",
+            fix="it takes --busybox-path FILE and nothing else",
+        )
+    if not os.access(words[1], os.X_OK) or not _is_static(words[1]):
+        raise HostError(f"{words[1]} is not a statically linked program", missing=words[1])
+    return words[1]
 
 
 def find_busybox() -> str:

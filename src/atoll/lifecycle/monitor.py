@@ -416,6 +416,8 @@ class SignalSource:
             return
         if number == process.SIGPIPE:
             return
+        if number == process.SIGNALS["SIGCONT"] and container.relay is not None:
+            container.relay.come_forward()
         if number == process.SIGINT and container.request.wish.init_loop:
             self.interrupts += 1
             if self.interrupts >= IMPATIENCE:

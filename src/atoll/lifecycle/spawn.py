@@ -272,9 +272,26 @@ def _run_phase(h: Handler, link: Link, part: Part, work: Program) -> None:
     before = places[:-1] if last else places
     run(before, h, total=work.total, observers=work.observers)
     spans = " ".join(f"{n}:{b}:{e}" for n, b, e in timing.spans) if timing is not None else ""
-    link.send(REACHED, part.phase, spans)
     if last:  # the step that executes: on success nothing of us is left to say so but the end of the socket
-        run(places[-1:], h, total=work.total, observers=work.observers)
+        observers = (*work.observers, _Announcing(link, part.phase, spans))
+        run(places[-1:], h, total=work.total, observers=observers)
+    else:
+        link.send(REACHED, part.phase, spans)
+
+
+class _Announcing:
+    """Observer that says `reached` when the other ones have seen the step begin: what the monitor does then comes after it."""
+
+    def __init__(self, link: Link, phase: str, spans: str) -> None:
+        self.link, self.phase, self.spans = link, phase, spans
+
+    def before(self, place: Placed) -> None:
+        """Say it."""
+        del place
+        self.link.send(REACHED, self.phase, self.spans)
+
+    def after(self, place: Placed) -> None:
+        """Not reached."""
 
 
 def _await_go(link: Link, phase: str) -> None:
@@ -331,6 +348,9 @@ def conduct(
         if number:
             _lead_init(h, part, places, observers)
         run(part.places, h, total=total, observers=observers, journal=journal)
+    for observer in observers:
+        if isinstance(observer, Timing):
+            observer.infer_exec()
 
 
 def _lead_init(

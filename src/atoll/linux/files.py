@@ -506,7 +506,7 @@ def _empty(current: OwnedFd) -> None:
         while todo or above:
             if todo:
                 name = todo.pop()
-                below = _enter(current.fileno(), name)
+                below = _enter_own(current.fileno(), name)
                 above.append((name, todo, _identity(current.fileno())))
                 current.close()
                 current = below
@@ -541,6 +541,18 @@ def _unlink_files(directory: int) -> list[str]:
             except FileNotFoundError:
                 continue
     return subdirectories
+
+
+def _enter_own(parent: int, name: str) -> OwnedFd:
+    """Like _enter, also where the owner took his own permissions away, as overlayfs does in its work directory."""
+    try:
+        return _enter(parent, name)
+    except PermissionError:
+        with open_fd(name, os.O_PATH | _DIRECTORY, dir_fd=parent) as found:
+            if os.fstat(found.fileno()).st_uid != os.geteuid():
+                raise
+            chmod(found.fileno(), 0o700)
+        return _enter(parent, name)
 
 
 def _enter(parent: int, name: str) -> OwnedFd:

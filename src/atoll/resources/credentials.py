@@ -93,7 +93,7 @@ class Capabilities(Section):
 
     drop: tuple[str, ...] = key(
         "lxc.cap.drop",
-        many(Kind(_parse_dropped), split=str.split),
+        many(Kind(_parse_dropped, name="capability", values=CAPABILITIES), split=str.split),
         clears=("keep",),
         check=_exclude_kept,
         doc="Capabilities that the container never gets: names of capabilities(7) in lower case"
@@ -103,7 +103,7 @@ class Capabilities(Section):
     )
     keep: tuple[str, ...] = key(
         "lxc.cap.keep",
-        many(Kind(_parse_kept), split=str.split),
+        many(Kind(_parse_kept, name="capability", values=(*CAPABILITIES, NONE)), split=str.split),
         clears=("drop",),
         check=_exclude_dropped,
         show=lambda names: "".join(f"{name}\n" for name in after_none(names)),
@@ -153,7 +153,7 @@ class Init(Section):
     )
     groups: tuple[int, ...] = key(
         "lxc.init.groups",
-        many(Kind(_parse_group), split=_split_commas, separator=",", end=""),
+        many(Kind(_parse_group, name="number"), split=_split_commas, separator=",", end=""),
         doc="Further group ids of init, with commas between.",
         example="5,27",
         since="5.0.2",
@@ -182,7 +182,7 @@ class Environment(Section):
 
     entries: tuple[str, ...] = key(
         "lxc.environment",
-        many(Kind(_parse_variable)),
+        many(Kind(_parse_variable, name="variable")),
         doc="NAME=VALUE, or NAME for what the caller has, which must have it: for init, and for"
         " the hooks that init runs.",
         example="LANG=C.UTF-8",
@@ -190,14 +190,14 @@ class Environment(Section):
     )
     runtime: tuple[str, ...] = key(
         "lxc.environment.runtime",
-        many(Kind(_parse_variable)),
+        many(Kind(_parse_variable, name="variable")),
         doc="The same for init alone.",
         example="SERVICE=web",
         since="HEAD",
     )
     hooks: tuple[str, ...] = key(
         "lxc.environment.hooks",
-        many(Kind(_parse_variable)),
+        many(Kind(_parse_variable, name="variable")),
         doc="The same for those hooks alone.",
         example="DEBUG=1",
         since="HEAD",

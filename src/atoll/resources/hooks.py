@@ -52,9 +52,17 @@ def _parse_version(value: str) -> int:
     return int(value)
 
 
-def _hook(point: str, when: str) -> tuple[str, ...]:
-    """The declaration of one point's key."""
-    declared: tuple[str, ...] = key(f"lxc.hook.{point}", many(text), doc=f"Command to run {when}.")
+def _hook(point: str, when: str, *, later: str | None = None) -> tuple[str, ...]:
+    """The declaration of one point's key. A start need not warn of what is `later`: it runs no such hook."""
+    declared: tuple[str, ...] = key(
+        f"lxc.hook.{point}",
+        many(text),
+        doc=f"Command to run {when}.",
+        later=later,
+        later_on=lambda _host: False,
+        example=f"/usr/local/lib/lxc/{point}",
+        since="5.0.2" if point in ("start-host", "stop", "destroy") else "1.x",
+    )
     return declared
 
 
@@ -81,11 +89,13 @@ class Hooks(Section, group="lxc.hook"):
         "stop", "on the host after init died, with its namespaces still there"
     )
     post_stop: tuple[str, ...] = _hook("post-stop", "on the host when everything was taken back")
-    clone: tuple[str, ...] = _hook("clone", "for a copied container, its new rootfs mounted")
+    clone: tuple[str, ...] = _hook(
+        "clone", "for a copied container, its new rootfs mounted", later="commands"
+    )
     destroy: tuple[str, ...] = _hook("destroy", "before the container's storage is removed")
     version: int = key(
         "lxc.hook.version",
-        Kind(_parse_version),
+        Kind(_parse_version, name="0 or 1", values=("0", "1")),
         default=0,
         doc="0: hooks get name, section and type as arguments; 1: in LXC_NAME, LXC_HOOK_SECTION"
         " and LXC_HOOK_TYPE.",

@@ -59,7 +59,7 @@ class IdMaps(Section):
 
     entries: tuple[IdMapping, ...] = key(
         "lxc.idmap",
-        many(Kind(_parse_mapping, _show_mapping), end=""),
+        many(Kind(_parse_mapping, _show_mapping, name="range of ids"), end=""),
         doc="A range of user (u) or group (g) ids: first id in the container, first id of the"
         " host, count, with blanks between. Any line makes a user namespace.",
         example="u 0 100000 65536",

@@ -154,7 +154,7 @@ class Log(Section):
     )
     level: int | None = key(
         "lxc.log.level",
-        Kind(parse_level, LEVELS.__getitem__),
+        Kind(parse_level, LEVELS.__getitem__, name="log level", values=LEVELS),
         unset="NOTSET",
         doc="Least level that is logged: TRACE DEBUG INFO NOTICE WARN ERROR CRIT ALERT FATAL in"
         " either case, or 0 to 8; -l wins. Unset: ERROR.",

@@ -93,7 +93,7 @@ class Limits(Section):
 
     resources: tuple[tuple[str, Limit], ...] = key(
         "lxc.prlimit.*",
-        pairs(Kind(parse_limit), unique=True),
+        pairs(Kind(parse_limit, name="limit"), unique=True),
         doc="Resource limit of init, SOFT[:HARD], each a number (bytes, seconds or a count:"
         " prlimit(2)) or `unlimited`; one value is both. The resource as in getrlimit(2),"
         " lower case without RLIMIT_, or its number.",
@@ -117,7 +117,7 @@ class Limits(Section):
     )
     architecture: int | None = key(
         "lxc.arch",
-        Kind(parse_personality, show_personality),
+        Kind(parse_personality, show_personality, name="word", values=tuple(PERSONALITIES)),
         empty=REFUSED,
         doc="Architecture that uname(2) shows inside: a 32-bit one (i686, armhf …) or a 64-bit one"
         " (x86_64, arm64 …). Unset: the host's. Programs of it must run on the host's"

@@ -143,7 +143,7 @@ class Mounts(Section):
 
     auto: tuple[str, ...] = key(
         "lxc.mount.auto",
-        many(Kind(_parse_token), split=str.split),
+        many(Kind(_parse_token, name="mount", values=tuple(sorted(FORMS))), split=str.split),
         show=_show_tokens,
         doc="Mounts by name: proc[:mixed|rw], sys[:mixed|ro|rw],"
         " cgroup[-full][:mixed|ro|rw][:force], cgroup2[:ro|:rw][:force],"
@@ -154,6 +154,8 @@ class Mounts(Section):
     entries: tuple[str, ...] = key(
         "lxc.mount.entry",
         many(text),
+        later="storage",
+        later_for=lambda line: "idmap=" in line,
         doc="A line of fstab(5), SOURCE TARGET TYPE OPTIONS 0 0; the target is relative to the"
         " root file system. More options: create=dir, create=file, optional, relative.",
         example="/srv/data data none bind,ro,create=dir 0 0",
@@ -184,7 +186,7 @@ class Autodev(Section):
     )
     size: int = key(
         "lxc.autodev.tmpfs.size",
-        Kind(_parse_dev_size),
+        Kind(_parse_dev_size, name="number"),
         default=0,
         doc="Size of that tmpfs in bytes; 0: 500000, and so is what is no number.",
         example="1000000",

@@ -151,7 +151,7 @@ class Namespaces(Section):
 
     clone: tuple[str, ...] = key(
         "lxc.namespace.clone",
-        many(Kind(_parse_name), split=str.split),
+        many(Kind(_parse_name, name="namespace", values=tuple(NAMES)), split=str.split),
         show=_show_names,
         check=_exclude("keep"),
         doc="Namespaces to make, and no others: of user mnt pid uts ipc net cgroup time, with"
@@ -161,7 +161,7 @@ class Namespaces(Section):
     )
     keep: tuple[str, ...] = key(
         "lxc.namespace.keep",
-        many(Kind(_parse_name), split=str.split),
+        many(Kind(_parse_name, name="namespace", values=tuple(NAMES)), split=str.split),
         show=_show_names,
         check=_exclude("clone"),
         doc="Namespaces of the caller in which the container stays; all others are made.",
@@ -170,7 +170,11 @@ class Namespaces(Section):
     )
     share: tuple[tuple[str, str], ...] = key(
         "lxc.namespace.share.*",
-        pairs(keys.text, unique=True, subkey=Kind(_parse_exact_name)),
+        pairs(
+            keys.text,
+            unique=True,
+            subkey=Kind(_parse_exact_name, name="namespace", values=tuple(NAMES)),
+        ),
         doc="Namespace to join instead of making one: of a container's name, of a pid, or an"
         " absolute path (/proc/PID/ns/net, /run/netns/x).",
         example="net = /run/netns/blue",
@@ -178,7 +182,7 @@ class Namespaces(Section):
     )
     host_name: str | None = key(
         "lxc.uts.name",
-        Kind(_parse_host_name),
+        Kind(_parse_host_name, name="host name"),
         doc="Host name of the container, at most 64 bytes; not applied where it has the uts"
         " namespace of somebody else.",
         example="web1",
@@ -186,7 +190,7 @@ class Namespaces(Section):
     )
     boot_offset: TimeOffset = key(
         "lxc.time.offset.boot",
-        Kind(parse_offset, _show_boot),
+        Kind(parse_offset, _show_boot, name="time"),
         default=TimeOffset(),
         doc="What CLOCK_BOOTTIME is ahead of the host's: a number and h, m, s, ms, us or ns; only"
         " h, m and s may be negative.",
@@ -195,7 +199,7 @@ class Namespaces(Section):
     )
     monotonic_offset: TimeOffset = key(
         "lxc.time.offset.monotonic",
-        Kind(parse_offset, lambda offset: f"{show_offset(offset)}\n"),
+        Kind(parse_offset, lambda offset: f"{show_offset(offset)}\n", name="time"),
         default=TimeOffset(),
         doc="The same for CLOCK_MONOTONIC.",
         example="30m",

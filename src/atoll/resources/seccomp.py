@@ -61,7 +61,7 @@ class Seccomp(Section):
     )
     notify_proxy: str | None = key(
         "lxc.seccomp.notify.proxy",
-        Kind(_parse_proxy),
+        Kind(_parse_proxy, name="unix socket"),
         show=lambda address: address.removeprefix("@"),
         later=PART,
         later_on=_supported,

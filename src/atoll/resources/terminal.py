@@ -50,7 +50,7 @@ def _parse_rounded(value: str) -> int:
     return 1 << (max(keys.size.parse(value), os.sysconf("SC_PAGE_SIZE")) - 1).bit_length()
 
 
-rounded_size = Kind(_parse_rounded)
+rounded_size = Kind(_parse_rounded, name="size or `auto`")
 
 
 class Console(Section):
@@ -831,6 +831,7 @@ class Relay:
         self._input: _End | None = None
         self._output: _End | None = None
         self._saved: list[object] | None = None
+        self._behind = -1  # a terminal that is not ours to read until our job is in the foreground
         self._to_user = bytearray()
         self._to_container = bytearray()
         self._paused = False
@@ -847,15 +848,35 @@ class Relay:
         self.detach()
         try:
             self._output = _End(stdout, os.O_WRONLY)
-            if stdin >= 0:
-                self._input = _End(stdin, os.O_RDONLY)
-                if os.isatty(stdin):
-                    self._saved = files.make_raw(self._input.fileno())
-                self._pace_input()
+            if stdin >= 0 and _in_background(stdin):
+                self._behind = stdin
+                edge = READ | select.EPOLLET  # once a line, whoever reads it: not every shell sends SIGCONT
+                self.loop.watch(stdin, lambda _events: self.come_forward(), events=edge)
+            elif stdin >= 0:
+                self._take_input(stdin)
         except BaseException:
             self.detach()
             raise
         self.resize()
+
+    def _take_input(self, stdin: int) -> None:
+        self._input = _End(stdin, os.O_RDONLY)
+        if os.isatty(stdin):
+            self._saved = files.make_raw(self._input.fileno())
+        self._pace_input()
+
+    def come_forward(self) -> None:
+        """Where we were started in the background (`&`), the terminal may be ours now: SIGCONT says so, or a typed line."""
+        stdin = self._behind
+        if stdin >= 0 and not _in_background(stdin):
+            self._stop_waiting()
+            self._take_input(stdin)
+            self.resize()
+
+    def _stop_waiting(self) -> None:
+        if self._behind >= 0:
+            self.loop.forget(self._behind)
+            self._behind = -1
 
     def detach(self) -> None:
         """The user goes: the terminal is as before, output that is not written yet is dropped. Harmless when repeated."""
@@ -868,6 +889,7 @@ class Relay:
         self._resume()
 
     def _drop_input(self) -> None:
+        self._stop_waiting()
         if self._input is None:
             return
         if self._saved is not None:
@@ -1058,6 +1080,14 @@ class Relay:
         if bool(self._to_container) != self._feeding and not self.ended:
             self._feeding = not self._feeding
             self._watch_ptmx()
+
+
+def _in_background(fd: int) -> bool:
+    """Is it our controlling terminal, and another job's turn to use it? To set it raw would take it from the shell."""
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:  # no terminal, or not our controlling one
+        return False
 
 
 def _size_of(fd: int) -> tuple[int, int] | None:

@@ -88,8 +88,8 @@ def _single(value: str) -> str:
     return value
 
 
-RELATIVE = Kind(_relative)
-SINGLE = Kind(_single)
+RELATIVE = Kind(_relative, name="relative path")
+SINGLE = Kind(_single, name="directory name")
 
 
 class Cgroup(Section):

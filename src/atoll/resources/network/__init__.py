@@ -38,6 +38,8 @@ LINK_DELETIONS: Slot[list[netlink.Deletion]] = Slot("link deletions")
 
 FAMILIES: Final = {"ipv4": AF_INET, "ipv6": AF_INET6}
 LATER: Final = "a later part of the project"
+PART: Final = "network"
+"""The part of the project that makes the rest of the keys effective."""
 _HEX: Final = "0123456789abcdef"
 
 
@@ -128,14 +130,14 @@ def _route(family: str) -> keys.Kind[Address]:
         prefix = _prefix(length, 32 if family == "ipv4" else 128)
         return Address(family=family, address=address, prefix=prefix)
 
-    return keys.Kind(parse)
+    return keys.Kind(parse, name="network")
 
 
 def _gateway(family: str) -> keys.Kind[str]:
     def parse(value: str) -> str:
         return value if value in ("auto", "dev") else _check_address(FAMILIES[family], value)
 
-    return keys.Kind(parse)
+    return keys.Kind(parse, name="address, `auto` or `dev`")
 
 
 def _vlan(value: str) -> int:
@@ -147,9 +149,9 @@ def _check_own_name(values: dict[str, Any], name: str) -> None:
         raise ValueError("the device of an empty network is lo and cannot be called otherwise")
 
 
-_name = keys.Kind(_parse_name)
-_mac = keys.Kind(_parse_mac)
-_up = keys.Kind(lambda _value: True, lambda value: "up" if value else "")
+_name = keys.Kind(_parse_name, name="link name")
+_mac = keys.Kind(_parse_mac, name="MAC address")
+_up = keys.Kind(lambda _value: True, lambda value: "up" if value else "", name="`up`")
 _positive = within(1, keys.INT_MAX)
 _VETH: Final = ("type", ("veth",))
 _MACVLAN: Final = ("type", ("macvlan",))
@@ -165,6 +167,8 @@ class Nic(Section):
         choice("none", "empty", "veth", "macvlan", "ipvlan", "vlan", "phys"),
         default="empty",
         resets=True,
+        later=PART,
+        later_for=lambda kind: kind in ("ipvlan", "vlan", "phys"),
         doc="Kind of network: veth, macvlan, ipvlan, vlan, phys (a link of the host), empty"
         " (loopback alone), none (the host's own). It forgets all other keys of this N, so it"
         " comes first.",
@@ -191,6 +195,8 @@ class Nic(Section):
         "lxc.net.N.l2proxy",
         flag,
         default=False,
+        later=PART,
+        later_for=bool,
         doc="1: the host answers ARP and NDP on the link for the container's addresses.",
         example="1",
         since="5.0.2",
@@ -221,7 +227,7 @@ class Nic(Section):
     )
     ipv4_address: tuple[Address, ...] = key(
         "lxc.net.N.ipv4.address",
-        many(keys.Kind(_parse_ipv4), end=""),
+        many(keys.Kind(_parse_ipv4, name="IPv4 address"), end=""),
         doc="ADDRESS[/LENGTH] [BROADCAST]; without a length that of its class, without a broadcast"
         " address the last one.",
         example="10.0.3.5/24",
@@ -236,7 +242,7 @@ class Nic(Section):
     )
     ipv6_address: tuple[Address, ...] = key(
         "lxc.net.N.ipv6.address",
-        many(keys.Kind(_parse_ipv6), end=""),
+        many(keys.Kind(_parse_ipv6, name="IPv6 address"), end=""),
         doc="ADDRESS[/LENGTH]; without a length 64.",
         example="fd00::5/64",
         since="2.x",
@@ -267,6 +273,8 @@ class Nic(Section):
         choice("bridge", "router"),
         default="bridge",
         needs=_VETH,
+        later=PART,
+        later_for=lambda mode: mode == "router",
         doc="bridge: attach the host's end to the link; router: the host routes to the container's"
         " addresses.",
         example="router",
@@ -314,8 +322,9 @@ class Nic(Section):
     )
     veth_vlan: int | None = key(
         "lxc.net.N.veth.vlan.id",
-        keys.Kind(_vlan),
+        keys.Kind(_vlan, name="number 0 to 4094 or `none`"),
         needs=_VETH,
+        later=PART,
         doc="VLAN, 0 to 4094, that untagged packets of the bridge's port belong to, or `none`."
         " Unset: the bridge's.",
         example="100",
@@ -325,6 +334,7 @@ class Nic(Section):
         "lxc.net.N.veth.vlan.tagged.id",
         many(within(0, 4094), end=""),
         needs=_VETH,
+        later=PART,
         doc="A VLAN, 0 to 4094, whose tagged packets the bridge's port takes.",
         example="200",
         since="5.0.2",

@@ -121,8 +121,7 @@ def _mtu(kernel: Netlink, link: str) -> int:
 def _explain_taken(kernel: Netlink, name: str, error: OSError) -> None:
     taken = _find(kernel, name)
     if taken is not None:
-        kind = f"{taken.kind} " if taken.kind else ""
-        message = f"cannot create link {name}: the host has a {kind}link of that name"
+        message = f"cannot create link {name}: the host has a {taken.kind or 'link'} of that name"
         fix = f"ip link delete {name}, if nobody needs it, or choose another name"
         raise errors.HostError(message, fix=fix, errno=error.errno) from error
 

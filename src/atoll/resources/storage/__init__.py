@@ -46,6 +46,8 @@ class Rootfs(Section):
         "lxc.rootfs.path",
         text,
         show=_plain,
+        later="storage",
+        later_for=lambda value: value.partition(":")[0] in LATER,
         doc="[TYPE:]PATH of the root file system. TYPE: dir (default), overlay:LOWER:UPPER, btrfs,"
         " loop, lvm, nbd, rbd, zfs. Unset: the host's own.",
         example="/var/lib/lxc/c1/rootfs",
@@ -62,6 +64,8 @@ class Rootfs(Section):
     options: str | None = key(
         "lxc.rootfs.options",
         text,
+        later="storage",
+        later_for=lambda value: "idmap=" in value,
         doc="Mount options for it with commas between, as mount(8) has them, and idmap=container"
         " or idmap=PATH.",
         example="ro,noatime",

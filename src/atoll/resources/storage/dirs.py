@@ -7,7 +7,7 @@ reference of LXC sections 3.3 and 13.
 from __future__ import annotations
 
 import os
-from errno import EINVAL, EPERM
+from errno import EINVAL
 from stat import S_IMODE
 
 from atoll.errors import ConfigError, HostError, reason
@@ -45,7 +45,7 @@ def mount_steps(
             key="lxc.rootfs.path",
             origin=origin,
         )
-    if lower == "/" and upper == TMPFS and not start.privileged:
+    if lower == "/" and upper == TMPFS and (start.id_map or not start.privileged):
         return (MountHostImage(target=target, flags=options.flags, origin=origin),)
     return (
         MountOverlay(
@@ -140,7 +140,7 @@ class MountOverlay(InitStep):
     def _above_tmpfs(self, lower: str, place: str) -> None:
         mount.mount("tmpfs", place, "tmpfs", data="mode=755")
         upper, work = f"{place}/upper", f"{place}/work"
-        _make_like(lower.partition(":")[0], upper)
+        _make_like(lower.partition(":")[0], upper, owner=not self.user_attributes)
         files.mkdir(work, 0o755)
         flags = self.flags & ~mount.MS_RDONLY  # ProtectImage does that
         self._mount(lower, upper, work, place, flags)
@@ -170,7 +170,7 @@ class MountOverlay(InitStep):
             if error.errno != EINVAL or not on:
                 raise
             raise HostError(
-                f"cannot {self.explain()}: {on[0]} is on overlays already, and the kernel stacks only two",
+                f"cannot mount an overlay above {on[0]}: it is on overlays already, and the kernel stacks only two",
                 fix="use a directory that is on no overlay as the lower one",
                 errno=EINVAL,
             ) from error
@@ -218,7 +218,7 @@ class MountHostImage(InitStep):
             return
         files.mkdir(place, 0o755)
         upper, work = f"{layers}/{name}.upper", f"{layers}/{name}.work"
-        _make_like(source, upper)
+        _make_like(source, upper, owner=False)
         files.mkdir(work, 0o755)
         data = f"lowerdir={_escaped(source)},upperdir={upper},workdir={work},userxattr"
         try:
@@ -227,15 +227,12 @@ class MountHostImage(InitStep):
             _bind_instead(source, place, error, h)
 
 
-def _make_like(source: str, path: str) -> None:
-    """A directory with the mode and owner of another: what is merged has those of the upper one, and 0700 must stay so."""
+def _make_like(source: str, path: str, *, owner: bool) -> None:
+    """A directory with the mode (and owner) of another: what is merged has those of the upper one, and 0700 must stay so."""
     status = os.stat(source)
     files.mkdir(path, 0o700)
-    try:
+    if owner:
         files.chown(path, status.st_uid, status.st_gid)
-    except OSError as error:
-        if error.errno not in (EPERM, EINVAL):  # not ours to give, or not mapped here
-            raise
     os.chmod(path, S_IMODE(status.st_mode))
 
 
