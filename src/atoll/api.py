@@ -75,7 +75,7 @@ class Container:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
-        self.environ = dict(os.environ if environ is None else environ)
+        self.environ = os.environ if environ is None else environ
         self._host = host
         self._config = config
         self.lxcpath = lxcpath or str(system_value(self.host, "lxc.lxcpath", self.environ))

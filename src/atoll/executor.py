@@ -167,6 +167,7 @@ class Journal:
         self.entries: list[Entry] = []
         self.header = header or {}
         self._file: OwnedFd | None = None
+        self._unread = False
         if path is not None:
             self._file = open_locked(path, create=True)
             try:
@@ -174,6 +175,24 @@ class Journal:
             except BaseException:
                 self.discard()
                 raise
+
+    @classmethod
+    def resume(cls, path: str, file: OwnedFd) -> Journal:
+        """The journal of this same process before an exec, by its descriptor; it is read when it is unwound."""
+        journal = cls()
+        journal.path, journal._file, journal._unread = path, file, True
+        return journal
+
+    def _read_back(self) -> str | None:
+        """Why the entries cannot be known; None when they are."""
+        if not self._unread or self._file is None or self.path is None:
+            return None
+        try:
+            found = Leftover(self.path, read_all(self._file))
+        except (OSError, ValueError, SyntaxError, TypeError) as error:  # TypeError: a step lost a field
+            return f"cannot read back the journal {self.path}: {errors.reason(error)}"
+        self.header, self.entries, self._unread = found.header, found.entries, False
+        return None
 
     def _begin(self, path: str, file: OwnedFd) -> None:
         """The header, and what is left of an earlier start under numbers below the plan's own, which count from 1."""
@@ -208,6 +227,10 @@ class Journal:
 
     def unwind(self, handler: Handler) -> errors.Restored:
         """Take back everything that is done, newest first. Never raises; what could not be undone is in the result."""
+        unreadable = self._read_back()
+        if unreadable is not None:
+            log.error("%s", unreadable)
+            return errors.Restored(total=1, undone=0, problems=(unreadable,))
         total, undone = 0, 0
         problems: list[str] = []
         for entry in reversed(list(self.entries)):

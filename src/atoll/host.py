@@ -142,11 +142,11 @@ def probe() -> Host:
     uid = os.geteuid()
     gid = os.getegid()
     uname = os.uname()
-    mounts = proc.parse_mountinfo(files.read_text("/proc/self/mountinfo"))
+    mounts = proc.parse_mountinfo(_of_interest(files.read_text("/proc/self/mountinfo")))
+    boot = _boot_facts()
     capabilities = process.capabilities().effective
     user, home = _user(uid)
     run_directory = _run_directory(uid, home)
-    last_capability = int(files.read_text("/proc/sys/kernel/cap_last_cap"))
     root = next((m for m in mounts if m.target == "/"), None)
     return Host(
         machine=uname.machine,
@@ -156,8 +156,8 @@ def probe() -> Host:
         user=user,
         home=home,
         capabilities=capabilities,
-        last_capability=last_capability,
-        namespaces=frozenset(n for n in os.listdir("/proc/self/ns") if not n.endswith("children")),
+        last_capability=boot.last_capability,
+        namespaces=boot.namespaces,
         in_user_namespace=_in_user_namespace(),
         hierarchies=_hierarchies(mounts, escape=uid == 0),
         newuidmap=_setuid_program("newuidmap"),
@@ -169,14 +169,51 @@ def probe() -> Host:
             for m in mounts
         ),
         sys_masked=False,
-        lsm=_lsm(),
-        seccomp=os.path.exists("/proc/sys/kernel/seccomp"),
+        lsm=boot.lsm,
+        seccomp=boot.seccomp,
         run_directory=run_directory,
         lxcpath=SYSTEM_LXCPATH if uid == 0 else f"{home.rstrip('/')}/.local/share/lxc",
         rootfs_mount=_rootfs_mount(uname.machine, run_directory),
         root_on_ramfs=root is not None and root.fstype in ("rootfs", "ramfs"),
         top_mounts=_top_mounts(mounts),
         setgroups_denied=_text_or_empty("/proc/self/setgroups").startswith("deny"),
+    )
+
+
+class _Boot(Record):
+    """What holds until the next boot."""
+
+    last_capability: int
+    namespaces: frozenset[str]
+    lsm: str
+    seccomp: bool
+
+
+def _boot_facts() -> _Boot:
+    if not _boot:
+        names = os.listdir("/proc/self/ns")
+        facts = _Boot(
+            last_capability=int(files.read_text("/proc/sys/kernel/cap_last_cap")),
+            namespaces=frozenset(name for name in names if not name.endswith("children")),
+            lsm=_lsm(),
+            seccomp=os.path.exists("/proc/sys/kernel/seccomp"),
+        )
+        _boot.append(facts)
+    return _boot[0]
+
+
+_boot: list[_Boot] = []  # looked at once a process
+
+
+def _of_interest(mountinfo: str) -> str:
+    """The lines about /, what is right below it, /proc and cgroups; a machine may have hundreds of others."""
+    return "\n".join([line for line in mountinfo.split("\n") if _is_of_interest(line)])
+
+
+def _is_of_interest(line: str) -> bool:
+    target = line.split(" ", 5)[4:5]
+    return bool(target) and (
+        target[0].count("/") == 1 or target[0].startswith(("/proc/", "/sys/fs/cgroup"))
     )
 
 
@@ -189,7 +226,9 @@ def _user(uid: int) -> tuple[str, str]:
     """Login name and home directory; the environment's HOME wins, as in LXC."""
     home = os.environ.get("HOME")
     user = str(uid)
-    for entry in proc.parse_passwd(_text_or_empty("/etc/passwd")):
+    lines = _text_or_empty("/etc/passwd").split("\n")
+    possible = "\n".join([line for line in lines if f":{uid}:" in line])
+    for entry in proc.parse_passwd(possible):
         if entry.uid == uid:
             user = entry.name
             home = home or entry.home
@@ -225,28 +264,23 @@ def _in_user_namespace() -> bool:
 
 def _hierarchies(mounts: tuple[proc.MountInfo, ...], *, escape: bool) -> tuple[Hierarchy, ...]:
     """Every mounted hierarchy, v1 in the order of /proc/self/cgroup, v2 last, as liblxc lists them."""
-    own = {
-        line.controllers: line.path
-        for line in proc.parse_cgroups(_text_or_empty("/proc/self/cgroup"))
-    }
-    base = own
-    if escape:
-        lines = proc.parse_cgroups(_text_or_empty("/proc/1/cgroup"))
-        base = {line.controllers: line.path for line in lines} or own
+    own = _cgroup_paths("/proc/self/cgroup")
+    base = (_cgroup_paths("/proc/1/cgroup") if escape else {}) or own
+    by_controller, v2 = _cgroup_mounts(mounts)
     found: list[Hierarchy] = []
     for controllers, path in own.items():
-        mount = _cgroup_mount(mounts, controllers)
+        mount = by_controller.get(controllers[0]) if controllers else v2
         if mount is None:
             continue
         start = base.get(controllers, path).rstrip("/").removesuffix("/init.scope")
-        directory = mount.target + start
+        directory = mount + start
         available = controllers
         if not controllers:
             available = tuple(_text_or_empty(f"{directory}/cgroup.controllers").split())
         found.append(
             Hierarchy(
                 version=1 if controllers else 2,
-                mount=mount.target,
+                mount=mount,
                 controllers=available,
                 base=start,
                 own=path.rstrip("/"),
@@ -257,19 +291,23 @@ def _hierarchies(mounts: tuple[proc.MountInfo, ...], *, escape: bool) -> tuple[H
     return tuple(sorted(found, key=lambda hierarchy: hierarchy.version))
 
 
-def _cgroup_mount(
-    mounts: tuple[proc.MountInfo, ...], controllers: tuple[str, ...]
-) -> proc.MountInfo | None:
+def _cgroup_paths(file: str) -> dict[tuple[str, ...], str]:
+    return {line.controllers: line.path for line in proc.parse_cgroups(_text_or_empty(file))}
+
+
+def _cgroup_mounts(mounts: tuple[proc.MountInfo, ...]) -> tuple[dict[str, str], str | None]:
+    """Where each v1 controller ("cpu", "name=systemd") is mounted, and where cgroup2 is; the first mount of each counts."""
+    by_controller: dict[str, str] = {}
+    v2: str | None = None
     for mount in mounts:
         if not mount.target.startswith("/sys/fs/cgroup"):
             continue
-        if not controllers and mount.fstype == "cgroup2":
-            return mount
-        if controllers and mount.fstype == "cgroup":
-            options = mount.super_options.split(",")
-            if all(controller in options for controller in controllers):
-                return mount
-    return None
+        if mount.fstype == "cgroup2":
+            v2 = v2 or mount.target
+        elif mount.fstype == "cgroup":
+            for option in mount.super_options.split(","):
+                by_controller.setdefault(option, mount.target)
+    return by_controller, v2
 
 
 def _setuid_program(name: str) -> str | None:

@@ -231,17 +231,15 @@ class Plan(Record):
         """
         filled: dict[str, set[Slot[Any]]] = {MONITOR: set(given), INIT: set()}
         cloned = False
-        for place in self.placed():
-            side = filled[place.side]
-            if place.side == INIT and not cloned:
+        for number, (_phase, where, step) in enumerate(self._in_order(), start=1):
+            side = filled[where]
+            if where == INIT and not cloned:
                 cloned = True
                 side |= filled[MONITOR]  # init begins as a copy of the monitor
-            missing = [slot.name for slot in place.step.needs if slot not in side]
-            if missing:
-                raise ValueError(
-                    f"step {place.number} {type(place.step).__name__} needs {missing} before it"
-                )
-            side.update(place.step.fills)
+            if not side.issuperset(step.needs):
+                missing = [slot.name for slot in step.needs if slot not in side]
+                raise ValueError(f"step {number} {type(step).__name__} needs {missing} before it")
+            side.update(step.fills)
 
 
 class Start(Record):

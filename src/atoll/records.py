@@ -44,6 +44,7 @@ class RecordType(type):
                 defaults[field] = namespace.pop(field)
         namespace["__slots__"] = tuple(own)
         namespace["record_fields"] = tuple(fields)
+        namespace["record_names"] = frozenset(fields)
         namespace["record_defaults"] = defaults
         return super().__new__(mcs, name, bases, namespace, **options)
 
@@ -52,20 +53,16 @@ class Record(metaclass=RecordType):
     """A value: fields from the annotations, given by keyword, never changed afterwards."""
 
     record_fields: ClassVar[tuple[str, ...]]
+    record_names: ClassVar[frozenset[str]]
     record_defaults: ClassVar[dict[str, Any]]
 
     def __init__(self, **values: Any) -> None:
         cls = type(self)
-        defaults = cls.record_defaults
-        for field in cls.record_fields:
-            if field in values:
-                _set(self, field, values.pop(field))
-            elif field in defaults:
-                _set(self, field, defaults[field])
-            else:
-                raise TypeError(f"{cls.__name__} needs {field}")
-        if values:
-            raise TypeError(f"{cls.__name__} has no field {', '.join(values)}")
+        whole = cls.record_defaults | values
+        if whole.keys() != cls.record_names:
+            raise _misfit(cls, whole)
+        for field in whole:
+            _set(self, field, whole[field])
 
     def __setattr__(self, field: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
@@ -92,3 +89,11 @@ class Record(metaclass=RecordType):
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.as_dict().items())
         return f"{type(self).__name__}({fields})"
+
+
+def _misfit(cls: type[Record], values: dict[str, Any]) -> TypeError:
+    for field in cls.record_fields:
+        if field not in values:
+            return TypeError(f"{cls.__name__} needs {field}")
+    unknown = [field for field in values if field not in cls.record_names]
+    return TypeError(f"{cls.__name__} has no field {', '.join(unknown)}")

@@ -170,13 +170,27 @@ def define(lxcpath: str, name: str, rootfs: str, *lines: str, base: str = CONFIG
     return directory
 
 
-def remove_leftovers() -> None:
-    """What Debian's tools leave: files in /run/lxc/lock, and empty cgroups of monitors and of their common pivot."""
-    shutil.rmtree("/run/lxc", ignore_errors=True)
-    for directory, _names, _files in os.walk("/sys/fs/cgroup", topdown=False):
-        if os.path.basename(directory).startswith(("lxc.pivot", "lxc.monitor.")):
-            with contextlib.suppress(OSError):  # one with a process in it
-                os.rmdir(directory)
+def hierarchies() -> list[str]:
+    """The directories of the cgroup hierarchies that are mounted here."""
+    top = "/sys/fs/cgroup"
+    if os.path.exists(f"{top}/cgroup.procs"):
+        return [top]
+    return [path for name in sorted(os.listdir(top)) if not os.path.islink(path := f"{top}/{name}")]
+
+
+def leftovers() -> set[str]:
+    """Lock files, and cgroups of monitors."""
+    found = {f"{top}/{name}" for top in hierarchies() for name in os.listdir(top) if name.startswith("lxc.monitor.")}
+    for directory, names, files in os.walk("/run/lxc"):
+        found |= {directory, *(f"{directory}/{name}" for name in (*names, *files))}
+    return found
+
+
+def remove_leftovers(before: set[str]) -> None:
+    """Remove those that were not there before; a cgroup with a process in it stays, and is found to be left."""
+    for path in sorted(leftovers() - before, reverse=True):
+        with contextlib.suppress(OSError):
+            os.unlink(path) if os.path.isfile(path) else os.rmdir(path)
 
 
 def until(fact: Callable[[], object], what: str, patience: float = 10.0) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from atoll.plan import Placed
 
-PATIENCE = 30
+PATIENCE = 15
 """Seconds for one case; a case takes a tenth of one."""
 AFTER_THE_START = ("stop", "stopped")
 
@@ -69,7 +69,13 @@ def in_child(work: Callable[[], object]) -> int:
             traceback.print_exc()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        status = os.waitpid(pid, 0)[1]
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return os.waitstatus_to_exitcode(status)
 
 
 def brief(error: BaseException) -> str:
@@ -123,10 +129,13 @@ class Calls:
 
     def begin(self, target: Call | None = None, strike: Callable[[], object] = str) -> None:
         """From now on this process is the monitor, and its calls count from 1."""
-        self.process, self.number, self.children, self.flags = "monitor", 0, 0, 0
+        self.restart()
         self.target, self.strike = target, strike
         self.struck[0] = 0
         libc.observer = self
+
+    def restart(self) -> None:
+        self.process, self.number, self.children, self.flags = "monitor", 0, 0, 0
 
     def end(self) -> None:
         libc.observer = None
@@ -165,7 +174,7 @@ class Calls:
         found = sorted(Call(f[0], int(f[1]), f[2], f[3]) for f in fields)
         return [
             call
-            for last, call, following in zip([None, *found], found, [*found[1:], None])
+            for last, call, following in zip([None, *found[:-1]], found, [*found[1:], None], strict=True)
             if call.name != "signal" or not (_alike(last, call) and _alike(call, following))
         ]
 

@@ -42,22 +42,26 @@ class Killer:
 
     def _serve(self) -> None:
         while True:
-            pid, token = os.read(self.ask[0], MESSAGE).split()
-            os.kill(int(pid), signal.SIGKILL)
+            pid, number, token = os.read(self.ask[0], MESSAGE).split()
+            os.kill(int(pid), int(number))
             if token != b"0":
                 os.write(self.answer[1], token.ljust(MESSAGE))
 
     def kill_self(self) -> None:
         """Killed while the step is under way, as from outside; never returns."""
-        os.write(self.ask[1], f"{os.getpid()} 0".encode().ljust(MESSAGE))
+        os.write(self.ask[1], f"{os.getpid()} {signal.SIGKILL:d} 0".encode().ljust(MESSAGE))
         while True:
             signal.pause()
 
-    def kill(self, pid: int, token: int) -> None:
+    def kill(self, pid: int, token: int, number: int = signal.SIGKILL) -> None:
         """Returns when `pid` (as the killer sees it) has its signal; whoever died before it did left its answer here."""
-        os.write(self.ask[1], f"{pid} {token}".encode().ljust(MESSAGE))
+        os.write(self.ask[1], f"{pid} {number:d} {token}".encode().ljust(MESSAGE))
         while int(os.read(self.answer[0], MESSAGE)) != token:
             pass
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 class KillAt:
@@ -100,8 +104,7 @@ def steps(kind: str) -> list[str]:
             found = judged(work) or look.differences()
             how = "recover" if recovers else "next start"
             problems += [f"{when} step {place.number}, {place.step.explain()}, {how}: {line}" for line in found]
-    os.kill(killer.pid, signal.SIGKILL)
-    os.waitpid(killer.pid, 0)
+    killer.end()
     return problems
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.lifecycle import recover
-from fault import kills, world
+from fault import interrupts, kills, world
 from fault.faults import Call, Calls, FaultAt, fail_with, judged
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ SWEEPS: dict[str, Callable[..., list[str]]] = {
     "kill-steps": kills.steps,
     "kill-calls": kills.calls,
     "kill-running": kills.running,
+    "interrupt-steps": interrupts.steps,
+    "interrupt-calls": interrupts.calls,
 }
 
 

@@ -114,8 +114,12 @@ def make_rootfs(rootfs: str, owner: int) -> None:
 
 def config(kind: str, *, more: str = "") -> Config:
     """The configuration with everything: `kind` is "mapped" (a user namespace), "plain", or "run" (as atoll run's)."""
+    return Config.parse(text(kind) + more, file="sweep")
+
+
+def text(kind: str) -> str:
     if kind == "run":
-        return Config.parse(api.RUN_CONFIG.format(name="run", rootfs=f"overlay:{LXCPATH}/plain/rootfs:tmpfs") + more)
+        return api.RUN_CONFIG.format(name="run", rootfs=f"overlay:{LXCPATH}/plain/rootfs:tmpfs")
     text = COMMON.format(rootfs=f"{LXCPATH}/{kind}/rootfs", name=kind, true=TRUE)
     text += MAPPED if kind == "mapped" else PLAIN
     controllers = [h for h in host_module.probe().hierarchies if "pids" in h.controllers]
@@ -124,7 +128,7 @@ def config(kind: str, *, more: str = "") -> Config:
         text += f"{prefix}.pids.max = 100\n"
     for point in (*HOOKS_OUTSIDE, *HOOKS_INSIDE):
         text += f"lxc.hook.{point} = {'/bin/true' if point == 'start' else TRUE}\n"
-    return Config.parse(text + more, file="sweep")
+    return text
 
 
 def container(kind: str, chosen: Config | None = None) -> api.Container:

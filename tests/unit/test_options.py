@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from atoll import __main__ as multicall
 from atoll.cli import options
-from atoll.cli.options import COMMON, TOOLS, Call, Option, UsageError, parse, parse_table
+from atoll.cli.options import TOOLS, Call, Option, UsageError, parse, parse_table
 from atoll.errors import ConfigError, Interrupted
 
 TABLE = parse_table("""
@@ -142,7 +142,7 @@ def test_any_words_parse_or_are_usage_errors(argv, stop):
 @pytest.mark.parametrize("name", TOOLS)
 def test_every_row_is_sound(name):
     tool = TOOLS[name]
-    table = parse_table(tool.options + COMMON)
+    table = [one for one in options._table(tool) if one != Option(long="help", short="h")]
     longs = [option.long for option in table]
     shorts = [option.short for option in table if option.short]
     assert len(set(longs)) == len(longs)

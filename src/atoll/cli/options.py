@@ -126,6 +126,34 @@ TOOLS: Final[Mapping[str, Tool]] = {
 """,
         examples=("atoll explain web", "atoll explain -f web.conf --json"),
     ),
+    "config": Tool(
+        run="atoll.cli.configure:config",
+        summary="show or change a container's configuration",
+        usage="NAME [VERB [KEY [VALUE…]]] | -f FILE [VERB …]",
+        name=OPTIONAL,
+        stop=True,
+        options="""
+  -f, --rcfile=FILE         this file instead of a container's
+      --effective           show: what holds, with included files and defaults
+      --where               show, get: the file and line of each
+      --json                show: as JSON
+      --diff                set, add, unset: show what would change, and change nothing
+  VERB is what to do:
+      show                  print the settings of the file, or those below each KEY (default)
+      get                   print values that hold, as LXC's getters do; nothing where none is
+      set                   give KEY one value in place of what it has, or several to a list
+      add                   add values to a list
+      unset                 take the lines of each KEY away, so that its default holds
+  Comments, blank lines and order stay. VALUE is what would stand in the file. A change that
+  makes a line unusable is refused; the file is replaced whole, or not at all.
+""",
+        examples=(
+            "atoll config web",
+            "atoll config web show --effective --where lxc.net",
+            "atoll config web set lxc.start.order -5",
+            "atoll config web add lxc.mount.entry '/srv srv none bind,create=dir 0 0'",
+        ),
+    ),
     "recover": Tool(
         run="atoll.cli.manage:recover",
         summary="take back what a killed monitor left on the host",
@@ -163,6 +191,26 @@ TOOLS: Final[Mapping[str, Tool]] = {
   -c, --context=LABEL       SELinux label
 """,
         examples=("lxc-attach -n web", "lxc-attach -n web -- ps aux"),
+    ),
+    "lxc-checkconfig": Tool(
+        run="atoll.cli.configure:lxc_checkconfig",
+        summary="try out what this machine lets this user do",
+        usage="[--json]",
+        name=NONE,
+        options="""
+      --json                as JSON
+""",
+        examples=("lxc-checkconfig", "CONFIG=/boot/config-6.12.0 lxc-checkconfig"),
+    ),
+    "lxc-config": Tool(
+        run="atoll.cli.configure:lxc_config",
+        summary="show the settings of the system (lxc.conf)",
+        usage="-l | KEY",
+        name=NONE,
+        options="""
+  -l, --list                list the keys
+""",
+        examples=("lxc-config lxc.lxcpath",),
     ),
     "lxc-create": Tool(
         run="atoll.cli.manage:lxc_create",
@@ -281,6 +329,17 @@ TOOLS: Final[Mapping[str, Tool]] = {
 """
         + _RCFILE,
         examples=("lxc-stop -n web -t 10",),
+    ),
+    "lxc-update-config": Tool(
+        run="atoll.cli.configure:lxc_update_config",
+        summary="rewrite an old configuration with the present names of keys",
+        usage="-c FILE [--diff]",
+        name=NONE,
+        options="""
+  -c, --config=FILE         the configuration; the old one is kept as FILE.backup
+      --diff                show what would change, and change nothing
+""",
+        examples=("lxc-update-config -c config --diff",),
     ),
     "lxc-wait": Tool(
         run="atoll.cli.inspect:lxc_wait",
@@ -608,10 +667,18 @@ def _function(tool: Tool) -> Callable[[Call], int]:
 
 
 def _table(tool: Tool) -> tuple[Option, ...]:
-    options = parse_table(tool.options + COMMON)
-    if any(option.short == "h" for option in options):
+    own = parse_table(tool.options)
+    taken = _taken(own)
+    common = [one.replace(short="") if one.short in taken else one for one in parse_table(COMMON)]
+    options = (*own, *common)
+    if "h" in taken:
         return options
     return (*options, Option(long="help", short="h"))
+
+
+def _taken(own: Sequence[Option]) -> set[str]:
+    """Letters that a tool has for itself although they are a common option's: `lxc-config -l` lists."""
+    return {option.short for option in own if option.short}
 
 
 def _tell(name: str, tool: Tool, parsed: Parsed, out: Output, err: Output) -> bool:
@@ -744,6 +811,8 @@ def help_text(name: str, tool: Tool) -> str:
     common = COMMON.strip("\n").replace("PATH...  ", "PATH     ")
     if tool.name == NONE:
         common = "\n".join(line for line in common.splitlines() if "--name=" not in line)
+    for letter in _taken(parse_table(tool.options)):
+        common = common.replace(f"  -{letter}, --", "      --")
     parts = [usage_text(name, tool), "", tool.summary[:1].upper() + tool.summary[1:] + ".", ""]
     own = "\n".join(line for line in tool.options.splitlines() if line).replace("...", "   ")
     if own:

@@ -154,7 +154,7 @@ def _default(key: Key) -> str:
     if value is None or value == ():
         return ""
     if key.kind is signal and isinstance(value, int) and value < SIGRTMIN:
-        return signal.values[value - 1]
+        return str(signal.values[value - 1])
     return str(key.kind.show(value)).strip() if value else "0"
 
 

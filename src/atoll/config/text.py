@@ -19,7 +19,7 @@ from atoll.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from typing import TypeVar
 
     from atoll.config.keys import State
@@ -66,7 +66,7 @@ class Config:
     too. `warnings`: lines with old names.
     """
 
-    __slots__ = ("_lines", "_sections", "_states", "assignments", "file", "warnings")
+    __slots__ = ("_lines", "_names", "_sections", "_states", "assignments", "file", "warnings")
 
     file: str | None
     assignments: tuple[Assignment, ...]
@@ -80,6 +80,7 @@ class Config:
         self._lines = tuple(reader.lines)
         self._states = reader.states
         self._sections: dict[type[Section], Section] = {}
+        self._names: set[str] = set()
 
     # -- making one
     @classmethod
@@ -136,9 +137,28 @@ class Config:
         """Without the key: its lines go. `lxc.net`, `lxc.net.0`, `lxc.hook`, `lxc.sysctl` take what is below along."""
         reader = self._without(key)
         included = [a for a in self.assignments if a.origin.line and a.origin.file != self.file]
-        if any(_covers(key, assignment.key) for assignment in included):
+        if any(covers(key, assignment.key) for assignment in included):
             # An included file sets it, now and at the next load.
             reader.lines.append((f"{key} =", key))
+        return Config(reader)
+
+    @property
+    def lines(self) -> tuple[tuple[str, str | None], ...]:
+        """What text() writes, line by line, each with the present name of its key; None: no key, or not usable."""
+        return self._lines
+
+    def omit(self, origins: Collection[Origin]) -> Config:
+        """Without what these lines set, and without lines that are no use without them; text() stays as it is."""
+        reader = _Reader(self.file, None)
+        reader.lines = list(self._lines)
+        reader.warnings = list(self.warnings)
+        for assignment in self.assignments:
+            if assignment.origin in origins:
+                continue
+            try:
+                reader.assign(assignment.key, assignment.value, assignment.origin)
+            except ConfigError:
+                continue
         return Config(reader)
 
     def _reader(self) -> _Reader:
@@ -156,11 +176,11 @@ class Config:
             key = key.rpartition(".")[0]
         reader = _Reader(self.file, None)
         reader.lines = [
-            pair for pair in self._lines if pair[1] is None or not _covers(key, pair[1])
+            pair for pair in self._lines if pair[1] is None or not covers(key, pair[1])
         ]
         reader.warnings = list(self.warnings)
         for assignment in self.assignments:
-            if not _covers(key, assignment.key):
+            if not covers(key, assignment.key):
                 reader.assign(assignment.key, assignment.value, assignment.origin)
         return reader
 
@@ -179,6 +199,8 @@ class Config:
 
     def origins(self, key: str) -> tuple[Origin, ...]:
         """For each item of a list or of pairs its line, parallel to the items; of `lxc.net.0` all of its lines."""
+        if not self.mentions(key.removesuffix(".*")):
+            return ()
         target = owners.find(key)
         if target is None:
             return ()
@@ -197,6 +219,16 @@ class Config:
                 for _item, origin in declared[field].items(one)
             ]
         )
+
+    def mentions(self, name: str) -> bool:
+        """Does a line assign this key, or one below it (lxc.hook, lxc.net.0)? It may have been cleared again."""
+        if not self._names and self.assignments:
+            for key in {assignment.key for assignment in self.assignments}:
+                end = len(key)
+                while end > 0:  # lxc.net.0.type, lxc.net.0, lxc.net, lxc
+                    self._names.add(key[:end])
+                    end = key.rfind(".", 0, end)
+        return name in self._names
 
     def get(self, key: str) -> str:
         """The value as LXC's getter prints it; empty when unset. ConfigError for a name without a value."""
@@ -502,7 +534,7 @@ def _appends(target: Target) -> bool:
     return isinstance(kind, Many) or (isinstance(kind, Pairs) and not kind.unique)
 
 
-def _covers(cleared: str, key: str) -> bool:
+def covers(cleared: str, key: str) -> bool:
     """Whether clearing the one name takes the other along: itself, or what is below `lxc.net`, `lxc.hook`."""
     if cleared == key:
         return True

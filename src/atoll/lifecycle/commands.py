@@ -289,6 +289,33 @@ class CommandServer:
                 f"container {name} is already running", now="RUNNING", wanted="STOPPED"
             ) from error
 
+    def save(self) -> tuple[int, list[tuple[int, bool, tuple[int, ...] | None, int | None]]] | None:
+        """Listening descriptor and connections for the same process after an exec: (fd, kept, wanted, tty) of each.
+
+        None while a request or an answer is under way.
+        """
+        there = self._connections.items()
+        if any(connection.received or connection.outgoing for _fd, connection in there):
+            return None
+        return self.fileno(), [(fd, c.kept, c.wanted, c.tty) for fd, c in there]
+
+    @classmethod
+    def restore(
+        cls,
+        saved: tuple[int, list[tuple[int, bool, tuple[int, ...] | None, int | None]]],
+        lxcpath: str,
+        name: str,
+    ) -> Self:
+        """The server of save()."""
+        listener = _socket.socket(fileno=saved[0])
+        listener.setblocking(False)
+        server = cls(listener, lxcpath, name)
+        for fd, kept, wanted, tty in saved[1]:
+            connection = server._connections[fd] = _Connection(_socket.socket(fileno=fd))
+            connection.sock.setblocking(False)
+            connection.kept, connection.wanted, connection.tty = kept, wanted, tty
+        return server
+
     def fileno(self) -> int:
         """The listening descriptor: what must stay open when a daemon closes what it inherited."""
         return self._listener.fileno()
@@ -296,6 +323,10 @@ class CommandServer:
     def filenos(self) -> tuple[int, ...]:
         """Every descriptor of the server: the listening one, the reserve, and the connections."""
         return (self.fileno(), self._reserve, *self._connections)
+
+    def leased(self) -> tuple[int, ...]:
+        """The ttys whose clients are connected."""
+        return tuple([c.tty for c in self._connections.values() if c.tty is not None])
 
     def serve(self, loop: Loop, container: Container) -> None:
         """Answer from `loop` for `container`; called again for its next life after a reboot."""

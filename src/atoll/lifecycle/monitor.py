@@ -1,7 +1,8 @@
 """The monitor: the process that owns containers. Event loop, states, signals, stop, reboot, taking back.
 
 One process may own one container (a tool's default) or several. Not the order of steps (sequence.py), not the two sides of
-the clone (spawn.py). Sources: reference of LXC sections 1.3 F-G, 1.5, 1.6 (lxc_end, signals).
+the clone (spawn.py), not how an idle one becomes small (park.py): because of that one, what only starting or stopping needs
+is imported where it is used. Sources: reference of LXC sections 1.3 F-G, 1.5, 1.6 (lxc_end, signals).
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import os
 from atoll import errors, executor
 from atoll.errors import AtollError, Interrupted, Restored, StepError
 from atoll.executor import Journal
-from atoll.lifecycle import commands, sequence, spawn, states
+from atoll.lifecycle import commands
+from atoll.lifecycle.saved import LiveHandler
 from atoll.linux import files, process
 from atoll.log import get_logger
-from atoll.plan import CHILD, Handler
+from atoll.plan import CHILD
 from atoll.records import Record
-from atoll.resources import cgroup, network, terminal
-from atoll.resources.lifetime import Signals as SignalKeys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
 
     from atoll.config.text import Config
     from atoll.executor import Observer
@@ -30,7 +31,48 @@ if TYPE_CHECKING:
     from atoll.linux.files import OwnedFd
     from atoll.linux.process import ExitStatus
     from atoll.loop import Loop
-    from atoll.plan import Plan, Start
+    from atoll.plan import Handler, Plan, Start
+    from atoll.resources import terminal
+
+    class Asked(Protocol):
+        """What a container was started with: a Request, or what a parked monitor kept of one."""
+
+        @property
+        def name(self) -> str:
+            """The container's name."""
+
+        @property
+        def lxcpath(self) -> str:
+            """The directory of its directory."""
+
+        @property
+        def config(self) -> Config:
+            """Its configuration."""
+
+        @property
+        def host(self) -> Host:
+            """The machine."""
+
+        @property
+        def wish(self) -> Wish:
+            """What the caller wanted."""
+
+        @property
+        def observers(self) -> tuple[Observer, ...]:
+            """Of its steps."""
+
+        @property
+        def journal(self) -> str | None:
+            """The journal's path."""
+
+        def gather(self) -> Facts:
+            """Look up what a start depends on."""
+
+    class Parking(Protocol):
+        """How an idle monitor becomes small (park.py)."""
+
+        def turn(self, container: Running, source: SignalSource) -> None:
+            """One round of the loop; it may end in an exec."""
 
 log = get_logger(__name__)
 
@@ -51,6 +93,16 @@ class Request(Record):
     journal: str | None = None
     """The journal's path; None keeps it in memory only."""
 
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return self.wish.name
+
+    @property
+    def lxcpath(self) -> str:
+        """The directory of its directory."""
+        return self.wish.lxcpath
+
 
 class Outcome(Record):
     """How a container ended: init's status, whether it asked for a reboot, what taking back did."""
@@ -70,20 +122,21 @@ class Outcome(Record):
 class Running:
     """One container that this process owns, from STARTING to STOPPED. Satisfies states.Owner and commands.Container."""
 
-    def __init__(self, loop: Loop, request: Request) -> None:
+    def __init__(self, loop: Loop, request: Asked) -> None:
         self.loop = loop
         self.request = request
-        self.name = request.wish.name
-        self.lxcpath = request.wish.lxcpath
+        self.name = request.name
+        self.lxcpath = request.lxcpath
         self.state = commands.STOPPED
         self.outcome: Outcome | None = None
         self.restored = Restored(total=0, undone=0)
         self.server: commands.CommandServer | None = None
-        self.handler = Handler()
+        self.handler = LiveHandler()
         self.journal = Journal()
         self.start: Start | None = None
-        self.relay: terminal.Relay | None = None
-        self.leases: terminal.TtyLeases | None = None
+        self._relay: terminal.Relay | None = None
+        self._asleep: Callable[[], terminal.Relay] | None = None
+        self._leases: terminal.TtyLeases | None = None
         self.starting = False
         self._sent: tuple[OwnedFd, ...] = ()
         self.extra_fds: tuple[int, ...] = ()
@@ -93,11 +146,13 @@ class Running:
 
     def begin(self) -> None:
         """Run the start plan. Raises StepError, ConfigError, HostError or Interrupted; the host is then as before."""
+        from atoll.lifecycle import sequence, spawn, states
+
         request = self.request
         facts = request.gather()
         self.start = start = sequence.decide(request.config, request.host, request.wish, facts)
         plan = sequence.start(request.config, request.host, start, facts, request.wish)
-        self.handler = Handler(report=_report, wait=self.loop.wait)
+        self.handler = LiveHandler(report=report, wait=self.loop.wait)
         self.handler[states.OWNER] = self
         self.handler[spawn.MONITOR_FDS] = self._private_fds
         self.journal = self._open_journal(start)
@@ -143,14 +198,33 @@ class Running:
 
     def _serve(self) -> None:
         """RUNNING: watch init and the terminals."""
-        self.loop.watch(self.handler[CHILD].pidfd.fileno(), self._init_ended)
-        self.leases = terminal.TtyLeases(self.handler)
-        self.relay = _console_relay(self.request, self.handler, self.loop)
+        self.loop.watch(self.handler[CHILD].pidfd.fileno(), self.init_ended)
+        self._leases = None
+        self._relay = _console_relay(self.request, self.handler, self.loop)
+
+    @property
+    def relay(self) -> terminal.Relay | None:
+        """The console's; one that is asleep is made now."""
+        if self._asleep is not None:
+            make, self._asleep = self._asleep, None
+            self._relay = make()
+        return self._relay
+
+    def sleep_relay(self, make: Callable[[], terminal.Relay] | None) -> None:
+        """The relay is to be made when somebody needs it."""
+        self._asleep = make
+
+    @property
+    def relay_sleeps(self) -> bool:
+        """Nobody has needed it yet."""
+        return self._asleep is not None
 
     def _abort(self, error: BaseException) -> None:
         """A start failed: say so, take everything back, and note in the error what that did."""
         if self.server is not None:
             self.set_state(commands.ABORTING)
+        from atoll.lifecycle import spawn
+
         try:
             spawn.KillInit().apply(self.handler)
         except OSError as problem:  # taking back tries again
@@ -161,7 +235,8 @@ class Running:
 
     # -- RUNNING to STOPPED ------------------------------------------------------------------------------------------
 
-    def _init_ended(self, _events: int) -> None:
+    def init_ended(self, _events: int) -> None:
+        """Init's pidfd says so: take back, and say how it ended."""
         child = self.handler.get(CHILD)
         if child is None:
             return
@@ -181,13 +256,15 @@ class Running:
         if self.relay is not None:
             self.relay.finish()
             self.relay.close()
-            self.relay = None
+            self._relay = None
 
     def _end(self, target: str) -> bool:
         """Stop hooks, take back, STOPPED, post-stop hooks. Never raises for what a hook or taking back does.
 
         True when it is to start again: `target` is reboot, and no post-stop hook has failed.
         """
+        from atoll.lifecycle import sequence
+
         request, start = self.request, self.start
         if start is None:
             return False
@@ -287,6 +364,8 @@ class Running:
         if start is not None and key.startswith("lxc.net.") and key.endswith(".veth.pair"):
             index = key.split(".")[2]
             if index.isdigit():
+                from atoll.resources import network
+
                 return network.running_pair_name(self.request.config, start, int(index))
         try:
             return self.request.config.get(key)
@@ -297,23 +376,29 @@ class Running:
         """lxc.signal.stop to init, SIGKILL by default. Raises OSError."""
         child = self.handler.get(CHILD)
         if child is not None:
-            number = self.request.config[SignalKeys].stop or process.SIGKILL
+            from atoll.resources.lifetime import Signals
+
+            number = self.request.config[Signals].stop or process.SIGKILL
             process.pidfd_send_signal(child.pidfd.fileno(), number)
 
     def console(self, ttynum: int) -> tuple[int, int] | None:
         """Lease a tty."""
-        if self.leases is None:
+        if self.init_pid == 0 or self.server is None:
             return None
+        if self._leases is None:
+            from atoll.resources import terminal
+
+            self._leases = terminal.TtyLeases(self.handler, self.server.leased())
         try:
-            return self.leases.acquire(ttynum)
+            return self._leases.acquire(ttynum)
         except errors.CommandError as error:
             log.info("%s", error.message)
             return None
 
     def release_console(self, tty: int) -> None:
         """Its client has gone."""
-        if self.leases is not None:
-            self.leases.release(tty)
+        if self._leases is not None:
+            self._leases.release(tty)
 
     def console_log(
         self, *, clear: bool, read: bool, limit: int, write_file: bool
@@ -331,16 +416,22 @@ class Running:
 
     def cgroup_path(self, controller: str, *, limit: bool) -> str | None:
         """Path of the payload's (limit: of the limits') cgroup below the root of the controller's hierarchy."""
+        from atoll.resources import cgroup
+
         return cgroup.get_cgroup(self.handler, controller, limits=limit)
 
     def cgroup_context(self) -> commands.CgroupContext:
         """Layout and the payload's directories."""
+        from atoll.resources import cgroup
+
         fds = self._answered(*cgroup.payload_fds(self.handler))
         layout = cgroup.layout_number(self.handler)
         return commands.CgroupContext(layout=layout, utilities=0, fds=fds)
 
     def cgroup_fd(self, controller: str, kind: int, *, limit: bool) -> int | None:
         """One hierarchy's directory."""
+        from atoll.resources import cgroup
+
         found = cgroup.controller_fd(self.handler, controller, limits=limit)
         if found is None:
             return None
@@ -349,6 +440,8 @@ class Running:
 
     def cgroup2_fd(self, *, limit: bool) -> int | None:
         """The directory in a pure unified layout."""
+        from atoll.resources import cgroup
+
         found = cgroup.cgroup2_fd(self.handler, limits=limit)
         return self._answered(found)[0] if found is not None else None
 
@@ -361,12 +454,16 @@ class Running:
 
     def devpts_fd(self) -> int | None:
         """Root of the container's devpts."""
+        from atoll.resources import terminal
+
         fd = self.handler.get(terminal.DEVPTS)
         return fd.fileno() if fd is not None else None
 
 
-def _console_relay(request: Request, h: Handler, loop: Loop) -> terminal.Relay | None:
+def _console_relay(request: Asked, h: Handler, loop: Loop) -> terminal.Relay | None:
     """The console's relay; with given standard descriptors it is shown on those of them that are terminals."""
+    from atoll.resources import terminal
+
     stdio = request.wish.stdio
     relay = terminal.relay(request.config, h, loop, stdio)
     if relay is None or stdio is None:
@@ -382,7 +479,8 @@ def _console_relay(request: Request, h: Handler, loop: Loop) -> terminal.Relay |
     return relay
 
 
-def _report(level: int, text: str) -> None:
+def report(level: int, text: str) -> None:
+    """What steps report goes to the log."""
     log.log(level, "%s", text)
 
 
@@ -393,13 +491,18 @@ def _ending(status: ExitStatus) -> str:
 class SignalSource:
     """Signals of this process as events: blocked, read from a signalfd, handed to the containers owned."""
 
-    def __init__(self, loop: Loop, containers: Sequence[Running]) -> None:
+    def __init__(
+        self, loop: Loop, containers: Sequence[Running], *, before: tuple[OwnedFd, int] | None = None
+    ) -> None:
+        """`before`: signalfd and former mask of the source that this process had before an exec, which kept the mask."""
         mask = ~process.signal_bits(*(process.SIGNALS[name] for name in UNBLOCKED))
         self.loop = loop
         self.containers = containers
         self.interrupts = 0
-        self.old_mask = process.block_signals(mask & ((1 << 64) - 1))
-        self.fd = process.signalfd(mask & ((1 << 64) - 1))
+        if before is None:
+            former = process.block_signals(mask & ((1 << 64) - 1))
+            before = process.signalfd(mask & ((1 << 64) - 1)), former
+        self.fd, self.old_mask = before
         loop.watch(self.fd.fileno(), self._arrived)
 
     def _arrived(self, _events: int) -> None:
@@ -432,31 +535,53 @@ class SignalSource:
         process.set_signal_mask(self.old_mask)
 
 
-def own(loop: Loop, request: Request, *, signals: bool, ready: Callable[[], None] | None = None) -> Outcome:
+def own(
+    loop: Loop,
+    request: Request,
+    *,
+    signals: bool,
+    ready: Callable[[], None] | None = None,
+    parking: Parking | None = None,
+) -> Outcome:
     """Start one container and serve it until it has stopped, through any number of reboots.
 
     `signals`: take this process's signals (a tool's monitor does, a library call does not). `ready` is called once, when it
-    is RUNNING. Raises what Running.begin raises.
+    is RUNNING. `parking`: become small when idle; for a process that is nothing but this monitor. Raises what Running.begin
+    raises.
     """
     container = Running(loop, request)
     source = SignalSource(loop, [container]) if signals else None
+    return keep(container, source, ready=ready, parking=parking)
+
+
+def keep(
+    container: Running,
+    source: SignalSource | None,
+    *,
+    ready: Callable[[], None] | None = None,
+    parking: Parking | None = None,
+    running: bool = False,
+) -> Outcome:
+    """own(), of a container that is to be started or, with `running`, runs."""
     if source is not None:
         container.extra_fds = (source.fd.fileno(),)
     try:
         while True:
-            container.outcome = None
-            container.begin()
+            if not running:
+                container.outcome = None
+                container.begin()
+            running = False
             if ready is not None:
                 ready()
                 ready = None
-            outcome = serve(loop, container)
+            outcome = serve(container, source, parking)
             if not outcome.reboot:
                 return outcome
             log.notice("%s reboots", container.name)
     except BaseException:
         if container.handler.get(CHILD) is not None:
             container.signal(process.SIGKILL)
-            serve(loop, container)
+            serve(container)
         raise
     finally:
         if container.server is not None:
@@ -465,10 +590,15 @@ def own(loop: Loop, request: Request, *, signals: bool, ready: Callable[[], None
             source.close()
 
 
-def serve(loop: Loop, container: Running) -> Outcome:
+def serve(
+    container: Running, source: SignalSource | None = None, parking: Parking | None = None
+) -> Outcome:
     """Run the loop until the container has stopped."""
     while (outcome := container.outcome) is None:
-        loop.run_once()
+        if parking is None or source is None:
+            container.loop.run_once()
+        else:
+            parking.turn(container, source)
     return outcome
 
 

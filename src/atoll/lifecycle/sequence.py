@@ -72,8 +72,9 @@ class Facts(Record):
     shared: tuple[namespaces.SharedNamespace, ...] = ()
     fstab: str | None = None
     root_on_device: bool = False
+    decision: namespaces.Decision | None = None
     environ: tuple[tuple[str, str], ...] = ()
-    """The caller's environment, which hooks inherit."""
+    """The caller's environment, which hooks and network scripts inherit; empty when there are none."""
     listen_fds: int = 0
 
 
@@ -88,13 +89,19 @@ def gather(
 ) -> Facts:
     """Look up what the plan depends on. `pid_of` answers the init pid of a running container by name."""
     listen = environ.get("LISTEN_FDS", "0")
+    decision = _decision(config, host)
+    scripts = config.mentions("lxc.hook") or network.has_scripts(config)
+    suffix = cgroup.free_suffix(
+        config, host, wish.name, system=system, monitor=wish.monitor_cgroup
+    )
     return Facts(
-        cgroup_suffix=cgroup.free_suffix(config, host, wish.name, system=system),
+        cgroup_suffix=suffix,
         cgroup_system=system,
-        shared=namespaces.resolve_shared(_decision(config, host), pid_of),
+        decision=decision,
+        shared=namespaces.resolve_shared(decision, pid_of),
         fstab=mounts.load_fstab(config),
         root_on_device=storage.on_device(config),
-        environ=tuple(environ.items()),
+        environ=tuple(environ.items()) if scripts else (),
         listen_fds=int(listen) if listen.isdigit() else 0,
     )
 
@@ -102,7 +109,7 @@ def gather(
 def decide(config: Config, host: Host, wish: Wish, facts: Facts) -> Start:
     """The choices that several resources share. Raises ConfigError or HostError when the wish cannot be met."""
     id_map = idmap.mappings(config)
-    decision = _decision(config, host)
+    decision = facts.decision or _decision(config, host)
     if not host.privileged and not id_map and not decision.shared_flags & process.CLONE_NEWUSER:
         raise _needs_id_map(host)
     root_uid, root_gid = idmap.container_root(id_map) if id_map else (0, 0)

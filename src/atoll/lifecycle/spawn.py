@@ -103,11 +103,11 @@ class Link:
 
 
 class Part(Record):
-    """One phase from one side: its steps there. `waits`: init begins it only when the monitor says go."""
+    """One phase from one side: its steps there. `meets`: the monitor has steps in it too, which init waits for."""
 
     phase: str
     places: tuple[Placed, ...]
-    waits: bool
+    meets: bool
 
 
 class Program(Record):
@@ -119,14 +119,15 @@ class Program(Record):
 
 
 def parts(plan: Plan, places: Sequence[Placed], side: str) -> tuple[Part, ...]:
-    """One side of a plan. Init waits before a phase when the monitor had something to do in the phase before."""
-    found: list[Part] = []
-    idle = True  # the first phase after the clone is not waited for
-    for phase in plan.phases:
-        mine = [place for place in places if place.phase == phase.name and place.side == side]
-        found.append(Part(phase=phase.name, places=tuple(mine), waits=not idle))
-        idle = not phase.monitor or phase is plan.phases[0]
-    return tuple(found)
+    """One side of a plan."""
+    return tuple(
+        Part(
+            phase=phase.name,
+            places=tuple([p for p in places if p.phase == phase.name and p.side == side]),
+            meets=bool(phase.monitor),
+        )
+        for phase in plan.phases
+    )
 
 
 class CloneInit(HostStep):
@@ -253,11 +254,10 @@ def init_main(h: Handler, link: Link) -> None:
     work = h[PROGRAM]
     last = work.parts[-1].places[-1]
     h[FAILURE] = lambda error: _say_failed(link, blame(error, last, total=work.total))
+    _spans(work)  # those of the monitor, of which this process is a copy
     try:
         for part in work.parts:
             process.set_name(f"atoll:{part.phase}")
-            if part.waits:
-                _await_go(link, part.phase)
             _run_phase(h, link, part, work)
     except BaseException as error:  # noqa: BLE001 - whatever it was, the monitor must hear of it
         _say_failed(link, error)
@@ -266,17 +266,24 @@ def init_main(h: Handler, link: Link) -> None:
 
 def _run_phase(h: Handler, link: Link, part: Part, work: Program) -> None:
     last, places = part is work.parts[-1], part.places
-    timing = next((o for o in work.observers if isinstance(o, Timing)), None)
-    if timing is not None:
-        timing.spans.clear()
     before = places[:-1] if last else places
     run(before, h, total=work.total, observers=work.observers)
-    spans = " ".join(f"{n}:{b}:{e}" for n, b, e in timing.spans) if timing is not None else ""
     if last:  # the step that executes: on success nothing of us is left to say so but the end of the socket
-        observers = (*work.observers, _Announcing(link, part.phase, spans))
+        observers = (*work.observers, _Announcing(link, part.phase, _spans(work)))
         run(places[-1:], h, total=work.total, observers=observers)
-    else:
-        link.send(REACHED, part.phase, spans)
+    elif part.meets:
+        link.send(REACHED, part.phase, _spans(work))
+        _await_go(link, part.phase)
+
+
+def _spans(work: Program) -> str:
+    """When this side's steps began and ended, of those that were not told yet."""
+    for observer in work.observers:
+        if isinstance(observer, Timing):
+            told = " ".join([f"{n}:{b}:{e}" for n, b, e in observer.spans])
+            observer.spans.clear()
+            return told
+    return ""
 
 
 class _Announcing:
@@ -344,29 +351,37 @@ def conduct(
     for observer in observers:
         if isinstance(observer, Timing):
             observer.places = places
-    for number, part in enumerate(parts(plan, places, MONITOR)):
-        if number:
-            _lead_init(h, part, places, observers)
-        run(part.places, h, total=total, observers=observers, journal=journal)
+    before, *after = parts(plan, places, MONITOR)
+    run(before.places, h, total=total, observers=observers, journal=journal)
+    for part in after:
+        if part.meets:
+            _await_init(h, part, places, observers)
+            run(part.places, h, total=total, observers=observers, journal=journal)
+            _let_go(h, part)
     for observer in observers:
         if isinstance(observer, Timing):
             observer.infer_exec()
 
 
-def _lead_init(
+def _await_init(
     h: Handler, part: Part, places: Sequence[Placed], observers: Sequence[Observer]
 ) -> None:
-    """Let init do its part of a phase."""
+    """Let init do its part of a phase, and of those before in which the monitor has nothing to do."""
     try:
-        if part.waits:
-            try:
-                h[SYNC].send(GO, part.phase)  # type: ignore[attr-defined]  # the monitor's own Link
-            except BrokenPipeError:
-                log.debug("init is gone before phase %s; what it said last tells why", part.phase)
         await_reached(h, part.phase, places, observers)
     except OSError as error:
         what = f"cannot talk to init in phase {part.phase}: {reason(error)}"
         raise HostError(what, errno=error.errno) from error
+
+
+def _let_go(h: Handler, part: Part) -> None:
+    link = h.get(SYNC)
+    if link is None:  # init was executed
+        return
+    try:
+        link.send(GO, part.phase)  # type: ignore[attr-defined]  # the monitor's own Link
+    except BrokenPipeError:
+        log.debug("init is gone after phase %s; what it said last tells why", part.phase)
 
 
 def next_frame(h: Handler) -> Frame:
@@ -419,9 +434,19 @@ def _failure(frame: Frame, places: Sequence[Placed]) -> AtollError:
 def _silence(h: Handler, phase: str, places: Sequence[Placed]) -> AtollError:
     status = process.wait_pidfd(h[CHILD].pidfd.fileno(), reap=False)
     what = _death(status)
+    phase = _last_phase(h[CHILD].pid) or phase
     mine = [p for p in places if p.phase == phase and p.side == INIT]
     error = HostError(f"init {what} in phase {phase} without saying why")
     return blame(error, mine[-1], total=len(places)) if mine else error
+
+
+def _last_phase(pid: int) -> str:
+    """The phase that a dead init, not reaped yet, was in: init is named for it. Empty when that cannot be told."""
+    try:
+        name = files.read_text(f"/proc/{pid}/comm").strip()
+    except OSError:
+        return ""
+    return name.removeprefix("atoll:") if name.startswith("atoll:") else ""
 
 
 def _death(status: ExitStatus | None) -> str:

@@ -937,7 +937,8 @@ def _masked_proc() -> HostError:
         "mount a new proc only where nothing of the old one is hidden",
         missing="an unmasked /proc",
         fix="start the outer container with its /proc unmasked (docker, podman: --security-opt unmask=/proc/*; "
-        "LXC: lxc.mount.auto = proc:rw), or bind it: lxc.mount.entry = /proc proc none rbind 0 0",
+        "LXC: lxc.mount.auto = proc:rw), or share it: lxc.mount.entry = /proc proc none rbind,create=dir 0 0 "
+        "instead of proc in lxc.mount.auto",
         errno=EPERM,
     )
 

@@ -256,12 +256,11 @@ def decide(
     Raises ConfigError for wishes that contradict each other, HostError for namespaces that this kernel lacks.
     """
     section = config[Namespaces]
+    shares = tuple(zip(section.share, config.origins("lxc.namespace.share.*"), strict=True))
     shared = tuple(
         (name, value, origin)
         for wanted in NAMES
-        for (name, value), origin in zip(
-            section.share, config.origins("lxc.namespace.share.*"), strict=True
-        )
+        for (name, value), origin in shares
         if name == wanted
     )
     joined = {name for name, _value, _origin in shared}

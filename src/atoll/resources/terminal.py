@@ -26,7 +26,7 @@ from atoll.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from atoll.config.text import Config
@@ -181,6 +181,32 @@ def relay(
             except OSError as error:
                 log.warn("cannot show the console on the terminal: %s", reason(error))
     return made
+
+
+def save_relay(made: Relay) -> dict[str, Any] | None:
+    """What a relay keeps, for the same process after an exec: texts, numbers and `fds`; None while somebody uses it."""
+    if not made.idle:
+        return None
+    ring, log_file = made.ring, made.log_file
+    saved: dict[str, Any] = {"ptmx": made.ptmx, "fds": [made.ptmx]}
+    if ring is not None:
+        saved["ring"] = (ring.capacity, ring.peek(0))
+    if log_file is not None and log_file.fileno() >= 0:
+        saved["log"] = (log_file.name, log_file.limit, log_file.rotate, log_file.fileno())
+        saved["fds"].append(log_file.fileno())
+    return saved
+
+
+def restore_relay(saved: dict[str, Any], loop: Loop) -> Relay:
+    """The relay of save_relay()."""
+    ring = log_file = None
+    if "ring" in saved:
+        ring = Ring(saved["ring"][0] + 1)
+        ring.write(saved["ring"][1])
+    if "log" in saved:
+        name, limit, rotate, fd = saved["log"]
+        log_file = ConsoleLog(name, limit=limit, rotate=rotate, file=files.OwnedFd(fd))
+    return Relay(loop, saved["ptmx"], log_file=log_file, ring=ring)
 
 
 def _controlling_terminal() -> OwnedFd | None:
@@ -668,8 +694,8 @@ class Ring:
         return data
 
     def peek(self, limit: int) -> bytes:
-        """The oldest `limit` bytes; they stay."""
-        return bytes(self._data[:limit])
+        """The oldest `limit` bytes, 0: all; they stay."""
+        return bytes(self._data[: limit or None])
 
     def clear(self) -> None:
         """Forget everything."""
@@ -683,12 +709,14 @@ class ConsoleLog:
     Failing to write never disturbs the container: it is said once, and the log ends there.
     """
 
-    def __init__(self, name: str, *, limit: int = 0, rotate: bool = False) -> None:
-        """Open it. Raises OSError, or HostError for a limit on what is not a regular file."""
+    def __init__(
+        self, name: str, *, limit: int = 0, rotate: bool = False, file: OwnedFd | None = None
+    ) -> None:
+        """Open it, unless it is given open. Raises OSError, or HostError for a limit on what is not a regular file."""
         self.name = name
         self.limit = limit
         self.rotate = rotate
-        self._file: OwnedFd | None = self._open()
+        self._file: OwnedFd | None = file or self._open()
         status = os.fstat(self._file.fileno())
         self._used = status.st_size
         if limit and not stat.S_ISREG(status.st_mode):
@@ -697,6 +725,10 @@ class ConsoleLog:
                 f"cannot cap the console's log file {name}: it is not a regular file",
                 fix="remove lxc.console.size, or name another lxc.console.logfile",
             )
+
+    def fileno(self) -> int:
+        """The file's descriptor; -1 when the log has ended."""
+        return self._file.fileno() if self._file is not None else -1
 
     def _open(self) -> OwnedFd:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
@@ -914,6 +946,12 @@ class Relay:
             return
 
     @property
+    def idle(self) -> bool:
+        """Nobody looks at it and nothing is under way: all there is to it is the pty, the log and the ring buffer."""
+        used = self._input is not None or self._output is not None or self._behind >= 0
+        return not (used or self.ended or self._paused or self._to_user or self._to_container)
+
+    @property
     def pending(self) -> bool:
         """Output waits for the user."""
         return bool(self._to_user)
@@ -1100,9 +1138,10 @@ def _size_of(fd: int) -> tuple[int, int] | None:
 class TtyLeases:
     """Which ttys are lent to lxc-console: one client each, for as long as its connection to the command socket lives."""
 
-    def __init__(self, h: Handler) -> None:
+    def __init__(self, h: Handler, lent: Iterable[int] = ()) -> None:
+        """`lent`: those that are lent already (by the same monitor before an exec)."""
         self._ttys = h.get(TTYS) or ()
-        self._lent: set[int] = set()
+        self._lent = set(lent)
 
     def acquire(self, wanted_tty: int) -> tuple[int, int]:
         """Lend a tty, 1 to lxc.tty.max or -1 for the first free one: its number and its controlling end's descriptor.

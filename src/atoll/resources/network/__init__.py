@@ -403,6 +403,11 @@ def wants_namespace(config: Config) -> bool:
     return not nics or any(nic.type != "none" for nic in nics)
 
 
+def has_scripts(config: Config) -> bool:
+    """Is a script run when a link is made or removed?"""
+    return any(nic.script_up or nic.script_down for nic in config[Network].nics)
+
+
 def prepare(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
     """Before the clone: find the gateways that are `auto`. Raises ConfigError or HostError for what cannot be planned."""
     del host

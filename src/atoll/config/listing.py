@@ -1,0 +1,94 @@
+"""What a configuration sets, as rows of key, value and place: its own lines, or all that holds.
+
+Not LXC's getters (Config.get), which answer about one key and in their own form: a row's value can be written in a file again.
+"""
+
+from __future__ import annotations
+
+from atoll.config import owners
+from atoll.config.keys import WHITE
+from atoll.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from atoll.config.keys import Section
+    from atoll.config.owners import Target
+    from atoll.config.text import Config
+
+
+class Row(Record):
+    """One setting. `line` is 0 and `file` "" where it is a default."""
+
+    key: str
+    value: str
+    file: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """FILE:LINE, or where else the value comes from."""
+        return f"{self.file}:{self.line}" if self.line else self.file or "default"
+
+
+def own(config: Config) -> tuple[Row, ...]:
+    """The settings of the file itself, in its order, under their present names; include lines are settings."""
+    return tuple(
+        [
+            Row(key=key, value=_value(line), file=config.file or "", line=number)
+            for number, (line, key) in enumerate(config.lines, 1)
+            if key is not None
+        ]
+    )
+
+
+def effective(config: Config, *, defaults: bool = True) -> tuple[Row, ...]:
+    """What holds: the lines that count, of included files too, in the order in which they were read; then defaults.
+
+    As lines of a file, without includes, they are a configuration that means the same.
+    """
+    names = dict.fromkeys(assignment.key for assignment in config.assignments)
+    counting = {id(origin) for name in names for origin in config.origins(name)}
+    rows = [
+        Row(key=a.key, value=a.value, file=a.origin.file, line=a.origin.line)
+        for a in config.assignments
+        if id(a.origin) in counting
+    ]
+    if defaults:
+        rows += _defaults(config, {row.key for row in rows})
+    return tuple(rows)
+
+
+def _defaults(config: Config, known: set[str]) -> Iterator[Row]:
+    """The defaults of keys that no line sets."""
+    networks = sorted({int(name.split(".")[2]) for name in known if name.startswith("lxc.net.")})
+    for name in owners.names():
+        for index in networks if ".N." in name else (0,):
+            full = name.replace(".N.", f".{index}.")
+            target = owners.find(full)
+            if full not in known and target is not None and (value := _default(config, target)):
+                yield Row(key=full, value=value)
+
+
+def _default(config: Config, target: Target) -> str:
+    """A default as it would be written; "" for none, and for a key that means nothing (of another type of network)."""
+    key = target.key
+    if key is None or key.default is None or key.default == ():
+        return ""
+    if key.needs is not None:
+        field, allowed = key.needs
+        section: Section | None = config[target.section]
+        if target.numbered is not None:
+            numbered = getattr(section, target.numbered.field)
+            section = next((one for one in numbered if one.index == target.index), None)
+        if getattr(section, field, None) not in allowed:
+            return ""
+    return str(key.kind.show(key.default)).strip()
+
+
+def _value(line: str) -> str:
+    value = line.partition("=")[2].strip(WHITE)
+    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
+        return value[1:-1]
+    return value
