@@ -62,19 +62,35 @@ def run(h: Handler, argv: Sequence[str], *, environment: Mapping[str, str]) -> O
             os.close(writer)
         chunks: list[bytes] = []
         with child.pidfd:
-            pidfd = child.pidfd.fileno()
-            watched: tuple[int, ...] = (reader, pidfd)
-            while pidfd not in (ready := h.wait(*watched)):
-                if reader in ready and not _drain(reader, chunks):
-                    watched = (pidfd,)  # the program closed its output and goes on
-            _drain(reader, chunks)
-            status = process.wait_pidfd(pidfd)
+            try:
+                status = _attend(h, child.pidfd.fileno(), reader, chunks)
+            except BaseException:  # a signal ended what the program is part of: it must not go on alone
+                _end(child.pidfd.fileno())
+                raise
     finally:
         os.close(reader)
     if status is None:  # block=True always returns a status
         raise ChildProcessError("wait gave no status")
     data = b"".join(chunks)[:OUTPUT_LIMIT]
     return Output(status=status, text=data.decode("utf-8", "surrogateescape"))
+
+
+def _attend(h: Handler, pidfd: int, reader: int, chunks: list[bytes]) -> ExitStatus | None:
+    """Collect the output until the program ends."""
+    watched: tuple[int, ...] = (reader, pidfd)
+    while pidfd not in (ready := h.wait(*watched)):
+        if reader in ready and not _drain(reader, chunks):
+            watched = (pidfd,)  # the program closed its output and goes on
+    _drain(reader, chunks)
+    return process.wait_pidfd(pidfd)
+
+
+def _end(pidfd: int) -> None:
+    try:
+        process.pidfd_send_signal(pidfd, process.SIGKILL)
+        process.wait_pidfd(pidfd)
+    except (ProcessLookupError, ChildProcessError):
+        return  # it has ended and was reaped
 
 
 def _drain(reader: int, chunks: list[bytes]) -> bool:

@@ -48,8 +48,13 @@ def fail_with(code: int) -> Callable[[], object]:
     return strike
 
 
+cases = 0
+
+
 def judged(work: Callable[[], list[str]]) -> list[str]:
-    """What `work` found wrong, or what it should not have raised; a hang, too."""
+    """One case: what `work` found wrong, or what it should not have raised; a hang, too."""
+    global cases
+    cases += 1
     try:
         found: list[str] = within(PATIENCE, work)
     except (Exception, Hang) as unexpected:
@@ -158,8 +163,8 @@ class Calls:
             self.struck[0] = 1
             self.strike()
 
-    def record(self, work: Callable[[], object]) -> list[Call]:
-        """The calls of all processes; of a run of like calls (signal(2) for all signals) the first and the last."""
+    def record(self, work: Callable[[], object], runs_of: tuple[str, ...] = ("signal",)) -> list[Call]:
+        """The calls of all processes; of a run of like calls (signal(2) for each signal) the first and the last."""
         self.log = os.memfd_create("calls")
         self.begin()
         try:
@@ -175,7 +180,7 @@ class Calls:
         return [
             call
             for last, call, following in zip([None, *found[:-1]], found, [*found[1:], None], strict=True)
-            if call.name != "signal" or not (_alike(last, call) and _alike(call, following))
+            if call.name not in runs_of or not (_alike(last, call) and _alike(call, following))
         ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from ast import literal_eval
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from fault.kills import Killer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from atoll.executor import Observer
     from atoll.plan import Placed
 
 SIGNALS = {"before": signal.SIGINT, "after": signal.SIGTERM}
@@ -71,6 +73,36 @@ class Tool:
         return found
 
 
+def observe(observer: Observer) -> None:
+    """Have it take part in the start that this process, a child, is going to make."""
+    request = api.Container.request
+
+    def observed(made: api.Container, wish: Any, **given: Any) -> Any:
+        return request(made, wish, observers=(*given.pop("observers"), observer), **given)
+
+    api.Container.request = observed  # type: ignore[method-assign]  # in a child process, for its one start
+
+
+class Steps:
+    """Observer that writes down the steps of a start; both sides share its file."""
+
+    def __init__(self) -> None:
+        self.file = os.memfd_create("steps")
+
+    def before(self, place: Placed) -> None:
+        if place.phase not in AFTER_THE_START:
+            what = (place.number, place.phase, type(place.step).__name__, place.step.explain())
+            os.write(self.file, f"{what!r}\n".encode())
+
+    def after(self, place: Placed) -> None:
+        pass
+
+    def read(self) -> list[tuple[int, str, str, str]]:
+        data = os.pread(self.file, 1 << 20, 0)
+        os.close(self.file)
+        return [literal_eval(line) for line in data.decode().splitlines()]
+
+
 class InterruptAt:
     """Observer: the monitor gets a signal before or after step `number`, whichever side has it."""
 
@@ -81,14 +113,9 @@ class InterruptAt:
         self.monitor = 0
 
     def watch(self) -> None:
-        """Take part in the start that this process is going to make."""
+        """This process is the monitor."""
         self.monitor = os.getpid()
-        request = api.Container.request
-
-        def observed(made: api.Container, wish: Any, **options: Any) -> Any:
-            return request(made, wish, observers=(*options.pop("observers"), self), **options)
-
-        api.Container.request = observed  # type: ignore[method-assign]  # in a child process, for its one start
+        observe(self)
 
     def before(self, place: Placed) -> None:
         self._strike(place, "before")
@@ -109,27 +136,28 @@ class InterruptAt:
 def steps(kind: str) -> list[str]:
     """SIGINT before each step, SIGTERM after it."""
     world.make()
-    made = world.container(kind)
-    tool = Tool(kind, ("/bin/sleep", "1000"))
-    killer = Killer()
-    world.start_here(made)
+    tool = Tool(kind, ("/bin/true",))
+    killer, recorder = Killer(), Steps()
+    tool.run(lambda: observe(recorder))
+    recorded = recorder.read()
+    tool.command = ("/bin/sleep", "1000")
     look = world.Look()
     problems = []
-    for place in made.plan(made.wish(world.argv(kind), init_loop=kind == "run")).placed():
+    for number, phase, step, text in recorded:
         for when in SIGNALS:
-            observer = InterruptAt(killer, place.number, when)
-            found = judged(partial(_interrupted, tool, observer, place)) or look.differences()
-            problems += [f"{when} step {place.number}, {place.step.explain()}: {line}" for line in found]
+            if step in ("ExecInit", "RunCommand") and when == "after":
+                continue  # nothing comes after an exec
+            work = partial(_interrupted, tool, InterruptAt(killer, number, when), phase)
+            found = judged(work) or look.differences()
+            problems += [f"{when} step {number}, {text}: {line}" for line in found]
     killer.end()
     return problems
 
 
-def _interrupted(tool: Tool, observer: InterruptAt, place: Placed) -> list[str]:
-    if type(place.step).__name__ in ("ExecInit", "RunCommand") and observer.when == "after":
-        return []  # nothing comes after an exec
+def _interrupted(tool: Tool, observer: InterruptAt, phase: str) -> list[str]:
     status, text = tool.run(observer.watch)
     # lxc-start's init is /bin/true here: it may have ended before the signal was seen.
-    ended = (0,) if tool.kind != "run" and place.phase == "ready" else ()
+    ended = (0,) if tool.kind != "run" and phase == "ready" else ()
     return tool.judge(status, text, SIGNALS[observer.when], ended)
 
 
@@ -160,3 +188,27 @@ def _interrupted_at(tool: Tool, observer: Calls, call: Call) -> list[str]:
     if not observer.struck[0]:
         return ["the call was not made"]
     return tool.judge(status, text, signal.SIGINT)
+
+
+def hooks(kind: str) -> list[str]:
+    """SIGTERM while a program of the user's runs on the host: it ends with the start."""
+    world.make()
+    with open(f"{world.LXCPATH}/slow", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\nkill -TERM $PPID\nexec sleep 1000\n")
+    os.chmod(f"{world.LXCPATH}/slow", 0o755)
+    tool = Tool(kind, ())
+    tool.run()
+    look = world.Look()
+    problems = []
+    for key in ("lxc.hook.pre-start", "lxc.hook.start-host", "lxc.net.0.script.up"):
+        with open(f"{world.LXCPATH}/{kind}/config", "w", encoding="ascii") as file:
+            file.write(world.text(kind).replace(f"{key} = {world.TRUE}", f"{key} = {world.LXCPATH}/slow"))
+        found = judged(lambda: tool.judge(*tool.run(), signal.SIGTERM))
+        file_back(kind)
+        problems += [f"in {key}: {line}" for line in found or look.differences()]
+    return problems
+
+
+def file_back(kind: str) -> None:
+    with open(f"{world.LXCPATH}/{kind}/config", "w", encoding="ascii") as file:
+        file.write(world.text(kind))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.lifecycle import recover
-from fault import interrupts, kills, world
+from fault import creation, faults, interrupts, kills, undoing, world
 from fault.faults import Call, Calls, FaultAt, fail_with, judged
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _fail_call(made: Any, observer: Calls, call: Call, code: int) -> list[str]:
         tolerated = f"{call.process} {call.number} {call.name} {call.detail}"
         print("tolerated", errno.errorcode[code], tolerated, restored, file=sys.stderr)
     else:
-        print("failed", call, errors.describe(error, tool='x'), file=sys.stderr)
+        print("failed", call, errors.describe(error, tool="x"), file=sys.stderr)
     return found
 
 
@@ -122,13 +122,21 @@ SWEEPS: dict[str, Callable[..., list[str]]] = {
     "kill-running": kills.running,
     "interrupt-steps": interrupts.steps,
     "interrupt-calls": interrupts.calls,
+    "interrupt-hooks": interrupts.hooks,
+    "inverses": undoing.inverses,
+    "descriptors": undoing.descriptors,
+    "create-steps": creation.steps,
+    "create-calls": creation.calls,
+    "create-full-disk": creation.full_disk,
+    "create-interrupts": creation.interrupts,
+    "destroy-calls": creation.destroy,
 }
 
 
 def main(argv: list[str]) -> int:
     name, *options = argv
-    answer = SWEEPS[name](**dict(option.split("=", 1) for option in options))
-    os.write(1, json.dumps(answer).encode())
+    problems = SWEEPS[name](**dict(option.split("=", 1) for option in options))
+    os.write(1, json.dumps({"cases": faults.cases, "problems": problems}).encode())
     return 0
 
 

@@ -20,7 +20,7 @@ from atoll.loop import Loop
 from isolation import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from atoll.executor import Observer
     from atoll.lifecycle.monitor import Outcome
@@ -146,11 +146,22 @@ def start_here(made: api.Container, observers: Sequence[Observer] = ()) -> Outco
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     loop = Loop()
     try:
-        wish = made.wish(argv(made.name), stdio=(null, null, null), init_loop=made.name == "run")
-        return made.start_here(wish, observers=observers, signals=False, loop=loop)
+        return _start(made, loop, null, observers)
     finally:
         loop.close()
         os.close(null)
+
+
+def prepared(made: api.Container) -> Callable[[], Outcome]:
+    """start_here with what the caller of the library brings made already; it stays open."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    loop = Loop()
+    return lambda: _start(made, loop, null, ())
+
+
+def _start(made: api.Container, loop: Loop, null: int, observers: Sequence[Observer]) -> Outcome:
+    wish = made.wish(argv(made.name), stdio=(null, null, null), init_loop=made.name == "run")
+    return made.start_here(wish, observers=observers, signals=False, loop=loop)
 
 
 def start_as_daemon(made: api.Container, observers: Sequence[Observer] = ()) -> None:

@@ -230,10 +230,13 @@ def test_groups_stay_for_who_may_not_change_them() -> None:
 
 def test_last_steps_in_order() -> None:
     steps = credentials.final(Config.empty(), HOST, START, death_signal=0)
-    assert [type(step).__name__ for step in steps] == [
-        "SetEnvironment", "SetIds", "ClearAmbientCapabilities", "SetDeathSignal",
-    ]  # fmt: skip
+    assert [type(step).__name__ for step in steps] == ["SetEnvironment", "SetIds", "SetDeathSignal"]
     assert steps[-1].explain() == "outlive the monitor"
+    steps = credentials.final(Config.empty(), HOST.replace(uid=1000), START)
+    assert [type(step).__name__ for step in steps][-2:] == [
+        "ClearAmbientCapabilities",
+        "SetDeathSignal",
+    ]
 
 
 # -------------------------------------------------------------------------------------- the others

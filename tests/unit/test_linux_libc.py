@@ -7,12 +7,13 @@ import os
 
 import pytest
 
-from atoll.linux import files, libc, mount, process
+from atoll.linux import files, libc, mount, netdevice, process
 
 SETS = process.Capabilities(effective=0, permitted=0, inheritable=0)
 # Each is stopped by the observer before its call is made, so nothing happens here.
 CALLS = {
     "clone3(2)": lambda: process.clone(lambda: None),
+    "posix_spawn(3)": lambda: process.spawn("/bin/true", ("true",), {}),
     "pidfd_open(2)": lambda: process.pidfd_open(1),
     "pidfd_send_signal(2)": lambda: process.pidfd_send_signal(99, 0),
     "pidfd_getfd(2)": lambda: process.pidfd_getfd(99, 0),
@@ -34,6 +35,7 @@ CALLS = {
     "prlimit(2)": lambda: process.prlimit(0, 7, 1, 1),
     "close_range(2)": lambda: process.close_range(1000, 1001),
     "ioctl(2)": lambda: process.set_controlling_terminal(99),
+    "ioctl(2): request=SIOCSIFFLAGS": netdevice.bring_up_loopback,
     "mount(2)": lambda: mount.mount("a", "/b", "c"),
     "umount2(2)": lambda: mount.umount("/b"),
     "pivot_root(2)": lambda: mount.pivot_root("/a", "/b"),
@@ -75,7 +77,7 @@ def test_an_injected_fault_looks_like_the_calls_own(call, monkeypatch):
     with pytest.raises(OSError) as caught:
         CALLS[call]()
     assert caught.value.errno == errno.EDQUOT
-    assert caught.value.__notes__[0].startswith(f"{call}: ")
+    assert caught.value.__notes__[0].startswith(f"{call}: " if call[-1] == ")" else call)
 
 
 def test_a_fault_without_an_errno_is_noted_too(monkeypatch):

@@ -203,7 +203,7 @@ def _show(call: Call, asked: Asked) -> int:
 
         call.out.line(json.dumps([row.as_dict() for row in rows], indent=2))
         return EXIT_OK
-    _print_rows(call, rows, [f"{row.key} = {row.value}".rstrip() for row in rows])
+    _print_rows(call, rows, [row.text for row in rows])
     return EXIT_OK
 
 

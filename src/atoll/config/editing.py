@@ -18,7 +18,7 @@ from atoll.linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from typing import Self
 
     from atoll.config.text import Assignment
@@ -150,9 +150,9 @@ class ConfigFile:
         """
         others = _others(self.config, key)
         for lines in places:
-            after, problems = self._checked(key, lines)
             # By identity: a line of the same text may have been there before.
             mine = {n for n, line in enumerate(lines, 1) if any(line is one for one in new)}
+            after, problems = self._checked(key, lines, mine)
             if key == INCLUDE or (
                 self._rest(after, key, mine) == list(kept) and _others(after, key) == others
             ):
@@ -173,8 +173,13 @@ class ConfigFile:
         )
         return None if overridden else [assignment.value for assignment in rest]
 
-    def _checked(self, key: str, lines: Sequence[str]) -> tuple[Config, list[ConfigError]]:
-        """The configuration with these lines, and its problems. Raises the first that was not there before."""
+    def _checked(
+        self, key: str, lines: Sequence[str], mine: Container[int] = ()
+    ) -> tuple[Config, list[ConfigError]]:
+        """The configuration with these lines, and its problems. Raises the first that was not there before.
+
+        Lines with the numbers in `mine` are the caller's, and stand in no file yet.
+        """
         if any(c in line for line in lines for c in "\n\r\0"):
             raise ConfigError(f"cannot set {key}: a value is one line without NUL bytes", key=key)
         problems: list[ConfigError] = []
@@ -182,16 +187,15 @@ class ConfigFile:
         config = Config.parse(text, file=self.path, problems=problems)
         known = [problem.message for problem in self.problems]
         for problem in problems:
-            if problem.message in known:
-                known.remove(problem.message)
-            elif problem.key == key:
-                # The line is the caller's: it stands in no file yet.
+            origin = problem.origin
+            if origin is not None and origin.file == self.path and origin.line in mine:
                 raise ConfigError(problem.message, key=key, fix=problem.fix) from problem
-            else:
+            if problem.message not in known:
                 raise ConfigError(
                     f"cannot change {key}: another line could not be used then: {problem.message}",
-                    key=key, origin=problem.origin, fix=problem.fix or "change that line first",
+                    key=key, origin=origin, fix=problem.fix or "change that line first",
                 ) from problem  # fmt: skip
+            known.remove(problem.message)
         return config, problems
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from atoll.config import owners
 from atoll.config.keys import WHITE
+from atoll.config.text import unquoted
 from atoll.records import Record
 
 TYPE_CHECKING = False
@@ -31,12 +32,25 @@ class Row(Record):
         """FILE:LINE, or where else the value comes from."""
         return f"{self.file}:{self.line}" if self.line else self.file or "default"
 
+    @property
+    def text(self) -> str:
+        """The line that sets it; in quotes where the reader would take blanks or quotes away."""
+        value = self.value
+        if value != value.strip(WHITE) or unquoted(value) != value:
+            value = f'"{value}"'
+        return f"{self.key} = {value}".rstrip(WHITE)
+
 
 def own(config: Config) -> tuple[Row, ...]:
     """The settings of the file itself, in its order, under their present names; include lines are settings."""
     return tuple(
         [
-            Row(key=key, value=_value(line), file=config.file or "", line=number)
+            Row(
+                key=key,
+                value=unquoted(line.partition("=")[2].strip(WHITE)),
+                file=config.file or "",
+                line=number,
+            )
             for number, (line, key) in enumerate(config.lines, 1)
             if key is not None
         ]
@@ -84,11 +98,11 @@ def _default(config: Config, target: Target) -> str:
             section = next((one for one in numbered if one.index == target.index), None)
         if getattr(section, field, None) not in allowed:
             return ""
-    return str(key.kind.show(key.default)).strip()
-
-
-def _value(line: str) -> str:
-    value = line.partition("=")[2].strip(WHITE)
-    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
-        return value[1:-1]
-    return value
+    shown = str(key.kind.show(key.default)).strip()
+    for value in (shown, shown.replace(" ", "")):  # lxc shows `0 ns`, which its own reader refuses
+        try:
+            if key.kind.parse(value) == key.default:
+                return value
+        except ValueError:
+            continue
+    return ""  # no line can say it (lxc.console.size: 0 would be a page)

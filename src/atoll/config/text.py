@@ -175,9 +175,7 @@ class Config:
         if target.key is not None and target.key.resets:
             key = key.rpartition(".")[0]
         reader = _Reader(self.file, None)
-        reader.lines = [
-            pair for pair in self._lines if pair[1] is None or not covers(key, pair[1])
-        ]
+        reader.lines = [pair for pair in self._lines if pair[1] is None or not covers(key, pair[1])]
         reader.warnings = list(self.warnings)
         for assignment in self.assignments:
             if not covers(key, assignment.key):
@@ -391,7 +389,7 @@ class _Reader:
         name = name.rstrip(WHITE)
         if not equals:
             raise ConfigError(f"cannot use the line {_short(stripped)}: it has no =", origin=origin)
-        value = _unquoted(rest.lstrip(WHITE))
+        value = unquoted(rest.lstrip(WHITE))
         if "\0" in stripped:
             raise ConfigError(
                 f"cannot set {_short(name)}: there is a NUL byte in the line",
@@ -544,7 +542,8 @@ def covers(cleared: str, key: str) -> bool:
     return target is not None and (target.key is None or isinstance(target.key.kind, Pairs))
 
 
-def _unquoted(value: str) -> str:
+def unquoted(value: str) -> str:
+    """A value without the quotes around it, if it has a pair."""
     if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
         return value[1:-1]
     return value

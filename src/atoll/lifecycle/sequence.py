@@ -90,7 +90,6 @@ def gather(
     """Look up what the plan depends on. `pid_of` answers the init pid of a running container by name."""
     listen = environ.get("LISTEN_FDS", "0")
     decision = _decision(config, host)
-    scripts = config.mentions("lxc.hook") or network.has_scripts(config)
     suffix = cgroup.free_suffix(
         config, host, wish.name, system=system, monitor=wish.monitor_cgroup
     )
@@ -101,9 +100,14 @@ def gather(
         shared=namespaces.resolve_shared(decision, pid_of),
         fstab=mounts.load_fstab(config),
         root_on_device=storage.on_device(config),
-        environ=tuple(environ.items()) if scripts else (),
+        environ=tuple(environ.items()) if _has_programs(config) else (),
         listen_fds=int(listen) if listen.isdigit() else 0,
     )
+
+
+def _has_programs(config: Config) -> bool:
+    """Are there hooks or network scripts, which need an environment?"""
+    return config.mentions("lxc.hook") or network.has_scripts(config)
 
 
 def decide(config: Config, host: Host, wish: Wish, facts: Facts) -> Start:
@@ -255,7 +259,7 @@ def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
                 origin=config.origin("lxc.monitor.unshare"),
             ),
             states.enter("STARTING"),
-            hooks.environment(*c, environ=dict(facts.environ)),
+            hooks.environment(*c, environ=dict(facts.environ)) if _has_programs(config) else None,
             hooks.run(*c, "pre-start"),
             terminal.host_console(*c),
             cgroup.prepare(*c, system=facts.cgroup_system),
@@ -274,6 +278,7 @@ def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
 
 def _clone(c: Context, facts: Facts) -> Phase:
     """Init cannot be lost any more; the monitor gives it its ids and its cgroups."""
+    config, _host, _s = c
     return Phase(
         name="clone",
         init=flatten(
@@ -283,9 +288,9 @@ def _clone(c: Context, facts: Facts) -> Phase:
             credentials.signal_mask(*c),
         ),
         monitor=flatten(
-            hooks.child_environment(*c),
+            hooks.child_environment(*c) if _has_programs(config) else None,
             limits.core_scheduling(*c),
-            namespaces.keep(*c),
+            namespaces.keep(*c) if network.create(*c) else None,
             idmap.write(*c),
             cgroup.enter(*c, system=facts.cgroup_system),
         ),
@@ -303,7 +308,7 @@ def _network(c: Context) -> Phase:
             credentials.drop_reboot(*c),
         ),
         monitor=flatten(
-            namespaces.keep_net(*c),
+            namespaces.keep_net(*c) if network.create(*c) else None,
             network.create(*c),
             limits.proc_files(*c),
             limits.resource_limits(*c),
@@ -318,7 +323,7 @@ def _rootfs(c: Context, facts: Facts) -> Phase:
         name="rootfs",
         init=flatten(
             namespaces.unshare_later(*c),
-            credentials.hook_environment(*c),
+            credentials.hook_environment(*c) if _has_programs(config) else None,
             rootfs.prepare(*c),
             hooks.run_inside(*c, "pre-mount"),
             storage.take(*c, device=facts.root_on_device),
@@ -380,7 +385,7 @@ def _fds(c: Context) -> Phase:
         init=flatten(terminal.send(*c)),
         monitor=flatten(
             terminal.receive(*c),
-            namespaces.keep_later(*c),
+            namespaces.keep_later(*c) if network.create(*c) else namespaces.keep_all(*c),
         ),
     )
 
@@ -416,7 +421,7 @@ def stopping(config: Config, host: Host, s: Start, *, target: str) -> Plan:
                 name="stop",
                 monitor=flatten(
                     states.enter("STOPPING"),
-                    hooks.stop_environment(*c, target=target),
+                    hooks.stop_environment(*c, target=target) if _has_programs(config) else None,
                     hooks.run(*c, "stop", target=target),
                 ),
             ),

@@ -180,6 +180,7 @@ RLIMITS: Final = {
 """Resource numbers by name, as in asm-generic/resource.h (x86 and arm)."""
 
 _ALL_SIGNALS: Final = (1 << 64) - 1
+_RESETTABLE: Final = tuple(s for s in range(1, SIGRTMAX + 1) if s not in {SIGKILL, SIGSTOP, 32, 33})
 _SIG_BLOCK: Final = 0
 _SIG_UNBLOCK: Final = 1
 _SIG_SETMASK: Final = 2
@@ -238,12 +239,13 @@ def clone(
     flags |= CLONE_PIDFD | (0 if cgroup_fd is None else CLONE_INTO_CGROUP)
     if flags & CLONE_PARENT:
         exit_signal = 0  # clone(2): EINVAL otherwise
+    libc.resolve()
     pidfd = libc.buffer(4)
     fields = (flags, libc.address(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup_fd or 0)
     try:
         libc.number("clone3")
         entering("clone3", flags, cgroup_fd)
-        pid = _clone(libc.buffer(struct.pack("=11Q", *fields)), entry)
+        pid = _clone(struct.pack("=11Q", *fields), entry)
     except OSError as error:
         text = f"clone3(2): flags={flags:#x} exit_signal={exit_signal} cgroup={cgroup_fd}"
         note(error, text)
@@ -251,7 +253,7 @@ def clone(
     return Child(pid=pid, pidfd=OwnedFd(*struct.unpack("=i", pidfd.raw)))
 
 
-def _clone(arguments: libc.Buffer, entry: Callable[[], object]) -> int:
+def _clone(arguments: bytes, entry: Callable[[], object]) -> int:
     """The part that two processes leave, each in its own way.
 
     Signals are blocked across the call: a Python handler that raised in the child, before it is inside the
@@ -305,7 +307,7 @@ def spawn(path: str, argv: Sequence[str], environment: Mapping[str, str], *, mas
     try:
         entering("posix_spawn", path)
         blocked = [sig for sig in range(1, SIGRTMAX + 1) if mask & signal_bits(sig)]
-        return os.posix_spawn(path, argv, environment, setsid=True, setsigmask=blocked)
+        return os.posix_spawn(path, list(argv), environment, setsid=True, setsigmask=blocked)
     except OSError as error:
         note(error, f"posix_spawn(3): path={path!r} argv={list(argv)}", path)
         raise
@@ -444,7 +446,7 @@ def get_death_signal() -> int:
 
 def set_name(name: str) -> None:
     """Name the thread, as ps shows it in COMM; what is beyond 15 bytes is cut off."""
-    memory = libc.buffer(os.fsencode(name)[:15] + b"\0")
+    memory = libc.buffer(os.fsencode(name)[:15].ljust(16, b"\0"))
     prctl(PR_SET_NAME, libc.address(memory))
 
 
@@ -648,9 +650,15 @@ def ignore_signal(sig: int) -> None:
 
 def reset_signals() -> None:
     """Give every signal its default action before an exec, which keeps ignored ones: Python ignores SIGPIPE, SIGXFSZ."""
-    for sig in range(1, SIGRTMAX + 1):
-        if sig not in (SIGKILL, SIGSTOP, 32, 33):
-            _set_handler(sig, _SIG_DFL)
+    set_handler = libc.function("signal")
+    try:
+        entering("signal", "all", _SIG_DFL)
+        for sig in _RESETTABLE:
+            if set_handler(sig, _SIG_DFL) == -1:
+                raise libc.last_error()
+    except OSError as error:
+        note(error, "signal(2): all signals, handler=SIG_DFL")
+        raise
 
 
 def signalfd(mask: int, fd: int | None = None) -> OwnedFd:

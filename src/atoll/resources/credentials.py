@@ -296,8 +296,12 @@ def path_owners(config: Config, host: Host, start: Start) -> tuple[HostStep, ...
 
 
 def check_traversable(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
-    """In init as the container's root, before anything is mounted: may it pass lxcpath and the way to its rootfs?"""
-    del host
+    """In init as the container's root, before anything is mounted: may it pass lxcpath and the way to its rootfs?
+
+    The host's own root may.
+    """
+    if host.uid == 0 and not start.id_map:
+        return ()
     origin = config.origin("lxc.rootfs.path")
     return tuple(
         CheckPath(path=path, uid=start.root_uid, origin=None if path == start.lxcpath else origin)
@@ -381,7 +385,7 @@ def final(
             if change
             else ()
         ),
-        ClearAmbientCapabilities(),
+        *(() if host.uid == 0 else (ClearAmbientCapabilities(),)),
         SetDeathSignal(signal=death_signal, origin=config.origin("lxc.monitor.signal.pdeath")),
     )
 

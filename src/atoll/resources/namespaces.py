@@ -320,9 +320,15 @@ def open_shared(
 
 
 def keep(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
-    """Right after the clone: keep descriptors of the namespaces that the clone made, into NAMESPACES."""
+    """Right after the clone, where links are to be made: keep what the clone made, into NAMESPACES."""
     del config, host
     return (KeepNamespaces(names=_names(start.clone_namespaces)),)
+
+
+def keep_all(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
+    """When init has made all of them, where nobody asked earlier: keep descriptors, into NAMESPACES."""
+    del config, host
+    return (KeepNamespaces(names=_names(start.namespaces)),)
 
 
 def keep_net(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:

@@ -238,28 +238,26 @@ def prepare(
 def join(
     config: Config, host: Host, start: Start, *, system: CgroupSystem = NO_SYSTEM
 ) -> tuple[InitStep, ...]:
-    """Init, first thing after the clone: enter the payload's v1 cgroups. In cgroup2 it was born or is moved by `enter`.
+    """Init, first thing after the clone: enter the payload's cgroups. In cgroup2 it was born, where the kernel can do that.
 
     Init moves itself because that is quick: the kernel stops all forks of the machine to move somebody else. Not in a shared
     mount namespace, where it does not see the host's hierarchies: there `enter` moves it.
     """
-    if start.shared_namespaces & CLONE_NEWNS:
+    if start.shared_namespaces & CLONE_NEWNS or not _hierarchies(config, host, system):
         return ()
-    legacy = any(each.version == 1 for each in _hierarchies(config, host, system))
-    return (JoinPayloadCgroup(),) if legacy else ()
+    return (JoinPayloadCgroup(),)
 
 
 def enter(
     config: Config, host: Host, start: Start, *, system: CgroupSystem = NO_SYSTEM
 ) -> tuple[HostStep, ...]:
-    """Monitor, right after the clone: cgroup2 if init was not born in it, cgroup2 limits, ownership for a mapped root."""
+    """Monitor, right after the clone: cgroup2 limits, ownership for a mapped root; init itself, if it could not `join`."""
     hierarchies = _hierarchies(config, host, system)
     if not hierarchies:
         return ()
     steps: list[HostStep] = []
-    shared = bool(start.shared_namespaces & CLONE_NEWNS)
-    if shared or hierarchies[-1].version == 2:
-        steps.append(EnterPayloadCgroup(legacy=shared))
+    if start.shared_namespaces & CLONE_NEWNS:
+        steps.append(EnterPayloadCgroup())
     if host.layout == "unified":
         names = _names(config, start.name, start.cgroup_suffix, system)
         payload = Payload(hierarchies=hierarchies, path=names.payload, inner=names.inner)

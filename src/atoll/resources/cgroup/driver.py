@@ -76,7 +76,7 @@ PAYLOAD: Slot[Payload] = Slot("payload cgroups")
 PAYLOAD_FD: Slot[OwnedFd] = Slot("payload cgroup2 descriptor")
 """O_PATH descriptor of the payload's cgroup2 directory; empty on a legacy layout."""
 CLONED_INTO: Slot[bool] = Slot("cloned into cgroup")
-"""Filled (True) by whoever cloned init straight into clone_fd(h); else EnterPayloadCgroup moves it."""
+"""Filled (True) by whoever cloned init straight into clone_fd(h); else it enters or is moved like the others."""
 MONITOR: Slot[int] = Slot("process in the monitor cgroup")
 """The process that EnterMonitorCgroup moved: ourselves, unless recovery runs the inverse."""
 ENABLED: Slot[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Slot("enabled controllers")

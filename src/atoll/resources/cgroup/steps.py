@@ -292,41 +292,41 @@ class RemovePayloadCgroup(HostStep):
 
 
 class JoinPayloadCgroup(InitStep):
-    """Init enters the payload's v1 cgroups: it has one thread, so the kernel need not stop all forks of the machine."""
+    """Init enters the payload's cgroups in which it was not born, as long as it still sees the host's mounts.
+
+    It has one thread, so for v1 the kernel need not stop all forks of the machine.
+    """
 
     needs: ClassVar[tuple[Slot[Any], ...]] = (PAYLOAD,)
 
     def apply(self, h: Handler) -> None:
-        """Write to `tasks` of each, as long as init still sees the host's mounts."""
+        """Write to `tasks` of each, to `cgroup.procs` in cgroup2."""
         payload = h[PAYLOAD]
+        born = h.get(CLONED_INTO)
         for hierarchy in payload.hierarchies:
-            if hierarchy.version == 1:
-                files.write_text(f"{payload.directory(hierarchy)}/tasks", "0")
+            if hierarchy.version == 1 or not born:
+                driver(hierarchy.version).move(payload.directory(hierarchy), 0)
 
     def explain(self) -> str:
         """In words."""
-        return "enter the container's cgroups of the v1 hierarchies"
+        return "enter the container's cgroups"
 
 
 class EnterPayloadCgroup(HostStep):
-    """Put init into the payload's cgroups: into cgroup2 unless it was born there, into those of v1 with `legacy`."""
+    """Put init, which does not see the host's hierarchies, into the payload's cgroups; it may have been born in cgroup2."""
 
-    legacy: bool = False
     needs: ClassVar[tuple[Slot[Any], ...]] = (PAYLOAD, CHILD)
 
     def apply(self, h: Handler) -> None:
         """Write its pid."""
         payload = h[PAYLOAD]
         for hierarchy in payload.hierarchies:
-            wanted = self.legacy if hierarchy.version == 1 else not h.get(CLONED_INTO)
-            if wanted:
+            if hierarchy.version == 1 or not h.get(CLONED_INTO):
                 driver(hierarchy.version).move(payload.directory(hierarchy), h[CHILD].pid)
 
     def explain(self) -> str:
         """In words."""
-        if self.legacy:
-            return "put init into the container's cgroups"
-        return "put init into the container's cgroup2, if it was not born in it"
+        return "put init into the container's cgroups"
 
 
 class SetLimit(HostStep):

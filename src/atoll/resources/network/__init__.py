@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import _socket
 import os
+from _socket import AF_INET, AF_INET6
 
 from atoll import errors
 from atoll.config import keys
 from atoll.config.keys import Section, choice, flag, indexed, key, many, text, within
-from atoll.linux import netlink
-from atoll.linux.netlink import AF_INET, AF_INET6
+from atoll.linux import netdevice
 from atoll.linux.process import CLONE_NEWNET
 from atoll.log import get_logger
-from atoll.plan import Slot
+from atoll.plan import InitStep, Slot
 from atoll.records import Record
 
 TYPE_CHECKING = False
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
     from atoll.config.text import Config
     from atoll.host import Host
-    from atoll.plan import HostStep, InitStep, Start
+    from atoll.linux.netlink import Deletion
+    from atoll.plan import Handler, HostStep, Start
 
 log = get_logger(__name__)
 
 GATEWAYS: Slot[dict[str, str]] = Slot("gateways")
 """Addresses found for `gateway = auto`, by nic and family: {"0.ipv4": "10.0.3.1"}. Both sides."""
-LINK_DELETIONS: Slot[list[netlink.Deletion]] = Slot("link deletions")
+LINK_DELETIONS: Slot[list[Deletion]] = Slot("link deletions")
 """Children that wait for the kernel to forget deleted links; Handler.close() reaps them (20 ms at most)."""
 
 FAMILIES: Final = {"ipv4": AF_INET, "ipv6": AF_INET6}
@@ -60,9 +61,9 @@ class Address(Record):
 
 def _parse_name(value: str) -> str:
     encoded = os.fsencode(value)
-    if len(encoded) >= netlink.IFNAMSIZ:
-        log.error('Network device name "%s" is too long (>= %d)', value, netlink.IFNAMSIZ)
-        value = os.fsdecode(encoded[: netlink.IFNAMSIZ - 1])  # lxc: accepted, cut
+    if len(encoded) >= netdevice.IFNAMSIZ:
+        log.error('Network device name "%s" is too long (>= %d)', value, netdevice.IFNAMSIZ)
+        value = os.fsdecode(encoded[: netdevice.IFNAMSIZ - 1])  # lxc: accepted, cut
     if value in (".", "..") or any(c in "/:" or c.isspace() for c in value):
         raise ValueError("not a name for a network device")
     return value
@@ -453,17 +454,29 @@ def configure(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
     """In init, inside the namespace: loopback and links up, with their addresses and default routes."""
     del host
     nics = _planned(config, start)
-    if not nics:
-        return ()
-    from atoll.resources.network import links
-
     names = _names(nics)
     steps: list[InitStep] = []
     if any(nic.flags for nic in nics):
-        steps.append(links.BringUpLoopback())
+        steps.append(BringUpLoopback())
     for nic in nics:
-        steps.extend(links.configure(config, nic, names[nic.index]))
+        if nic.type != "empty" or any(nic.addresses(f) or nic.gateway(f) for f in FAMILIES):
+            from atoll.resources.network import links
+
+            steps.extend(links.configure(config, nic, names[nic.index]))
     return tuple(steps)
+
+
+class BringUpLoopback(InitStep):
+    """Bring up lo, which gives it 127.0.0.1 and ::1."""
+
+    def apply(self, h: Handler) -> None:
+        """Set the flag."""
+        del h
+        netdevice.bring_up_loopback()
+
+    def explain(self) -> str:
+        """Always lo."""
+        return "bring up lo"
 
 
 # --------------------------------------------------------------------------- of running containers
@@ -489,8 +502,10 @@ class Traffic(Record):
 
 def link_statistics(name: str) -> Traffic | None:
     """The traffic of a link of this namespace, or None when there is no such link."""
+    from atoll.linux.netlink import Netlink
+
     try:
-        with netlink.Netlink() as kernel:
+        with Netlink() as kernel:
             link = kernel.link(name)
     except OSError as error:
         if error.errno == 19:  # ENODEV

@@ -241,20 +241,6 @@ def _run(
 
 
 # ----------------------------------------------------------------------------------- steps of init
-class BringUpLoopback(InitStep):
-    """Bring up lo, which gives it 127.0.0.1 and ::1."""
-
-    def apply(self, h: Handler) -> None:
-        """Set the flag. The kernel gives every namespace its loopback as link 1."""
-        del h
-        with Netlink() as kernel:
-            kernel.set_link(1, up=True)
-
-    def explain(self) -> str:
-        """Always lo."""
-        return "bring up lo"
-
-
 class BringUpLink(InitStep):
     """Bring up a link of the container."""
 
