@@ -10,7 +10,7 @@ import os
 import time
 
 from atoll import host as host_module
-from atoll.config.system import system_value
+from atoll.config.system import read_system, system_file, system_value
 from atoll.config.text import Config
 from atoll.errors import HostError, StateError
 from atoll.executor import Trace
@@ -129,9 +129,9 @@ class Container:
     ) -> monitor.Request:
         """All that a monitor needs to start it."""
         config = self.config
+        settings = read_system(system_file(self.host, self.environ))
         system = cgroup.CgroupSystem.parse(
-            system_value(self.host, "lxc.cgroup.use", self.environ),
-            system_value(self.host, "lxc.cgroup.pattern", self.environ),
+            settings.get("lxc.cgroup.use"), settings.get("lxc.cgroup.pattern")
         )
 
         def gather() -> sequence.Facts:

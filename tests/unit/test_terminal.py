@@ -64,7 +64,7 @@ def explained(steps):
 
 def whole(text, **fields):
     c = (config_of(text), HOST, start_of(**fields))
-    functions = ("host_console", "devpts", "console", "ttys", "send", "receive")
+    functions = ("host_console", "devpts", "console", "ttys", "send", "log_file", "receive")
     return {name: explained(getattr(terminal, name)(*c)) for name in functions}
 
 
@@ -84,10 +84,8 @@ def test_plan_of_a_distributions_container():
             "bind the ttys in /dev/lxc, with links from /dev",
         ],
         "send": ["send the devpts, the console and 4 ttys to the monitor"],
-        "receive": [
-            "receive the devpts, the console and 4 ttys from init",
-            "open the console's log file /var/log/c",
-        ],
+        "log_file": ["open the console's log file /var/log/c"],
+        "receive": ["receive the devpts, the console and 4 ttys from init"],
     }
 
 
@@ -508,7 +506,7 @@ def test_relay_shows_the_console_on_the_configured_terminal(tmp_path):
     config = config_of(f"lxc.console.path = /dev/{name}\nlxc.console.logfile = {tmp_path}/log\n")
     c = (config, HOST, start_of())
     h, loop = Handler(), Loop()
-    for step in (terminal.host_console(*c)[0], *terminal.receive(*c)):
+    for step in (terminal.host_console(*c)[0], *terminal.log_file(*c)):
         step.apply(h)
     h[terminal.CONSOLE] = terminal.Pty(ptmx=ptmx, name="pts/0")
     relay = terminal.relay(config, h, loop, (0, 1, 2))

@@ -290,7 +290,7 @@ def _clone(c: Context, facts: Facts) -> Phase:
         monitor=flatten(
             hooks.child_environment(*c) if _has_programs(config) else None,
             limits.core_scheduling(*c),
-            namespaces.keep(*c) if network.create(*c) else None,
+            namespaces.keep(*c) if _makes_links(c) else None,
             idmap.write(*c),
             cgroup.enter(*c, system=facts.cgroup_system),
         ),
@@ -308,7 +308,7 @@ def _network(c: Context) -> Phase:
             credentials.drop_reboot(*c),
         ),
         monitor=flatten(
-            namespaces.keep_net(*c) if network.create(*c) else None,
+            namespaces.keep_net(*c) if _makes_links(c) else None,
             network.create(*c),
             limits.proc_files(*c),
             limits.resource_limits(*c),
@@ -384,10 +384,22 @@ def _fds(c: Context) -> Phase:
         name="fds",
         init=flatten(terminal.send(*c)),
         monitor=flatten(
-            terminal.receive(*c),
-            namespaces.keep_later(*c) if network.create(*c) else namespaces.keep_all(*c),
+            terminal.log_file(*c),
+            _keep_rest(c),
         ),
     )
+
+
+def _makes_links(c: Context) -> bool:
+    """The monitor needs init's network namespace as soon as it is there."""
+    return bool(network.create(*c))
+
+
+def _keep_rest(c: Context) -> tuple[HostStep, ...]:
+    """Namespaces outlive init for those who work on them when it has ended: links, stop hooks, network scripts."""
+    if _makes_links(c):
+        return namespaces.keep_later(*c)
+    return namespaces.keep_all(*c) if _has_programs(c[0]) else ()
 
 
 def _ready(c: Context, facts: Facts, wish: Wish) -> Phase:
@@ -405,6 +417,7 @@ def _ready(c: Context, facts: Facts, wish: Wish) -> Phase:
             ),
         ),
         monitor=flatten(
+            terminal.receive(*c),
             spawn.AwaitExec(),
             states.enter("RUNNING"),
         ),

@@ -306,7 +306,7 @@ def spawn(path: str, argv: Sequence[str], environment: Mapping[str, str], *, mas
     """
     try:
         entering("posix_spawn", path)
-        blocked = [sig for sig in range(1, SIGRTMAX + 1) if mask & signal_bits(sig)]
+        blocked = [sig for sig in range(1, SIGRTMAX + 1) if mask >> (sig - 1) & 1] if mask else []
         return os.posix_spawn(path, list(argv), environment, setsid=True, setsigmask=blocked)
     except OSError as error:
         note(error, f"posix_spawn(3): path={path!r} argv={list(argv)}", path)
@@ -316,7 +316,8 @@ def spawn(path: str, argv: Sequence[str], environment: Mapping[str, str], *, mas
 def thread_count() -> int:
     """The number of threads of this process; where /proc is missing, of those that run Python."""
     try:
-        return len(os.listdir("/proc/self/task"))
+        count = os.stat("/proc/self/task").st_nlink - 2  # a directory for each
+        return count if count > 0 else len(os.listdir("/proc/self/task"))
     except FileNotFoundError:
         return len(sys._current_frames())  # noqa: SLF001 - documented, CPython only
 

@@ -173,8 +173,10 @@ def run(
     `extra_arguments` come last (the words after `--` of lxc-copy); `target` is LXC_TARGET, stop or reboot.
     """
     del host
-    section = config[Hooks]
     origins = config.origins(f"lxc.hook.{point}")
+    if not origins:
+        return ()
+    section = config[Hooks]
     return tuple(
         RunHook(
             point=point,
@@ -192,8 +194,10 @@ def run(
 def run_inside(config: Config, host: Host, start: Start, point: str) -> tuple[RunHookInside, ...]:
     """The hooks of a point that init runs: pre-mount, mount, autodev, start."""
     del host
-    section = config[Hooks]
     origins = config.origins(f"lxc.hook.{point}")
+    if not origins:
+        return ()
+    section = config[Hooks]
     return tuple(
         RunHookInside(
             point=point,

@@ -280,21 +280,26 @@ def send(config: Config, host: Host, start: Start) -> tuple[InitStep, ...]:
 
 
 def receive(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
-    """The monitor's side of phase fds, and the console's log file."""
+    """The monitor's side of what init sent. It may come late: what was sent waits in the socket, also when init is gone."""
     del host
     parcel = _parcel(config, start)
-    steps: list[HostStep] = [ReceiveTerminals(**parcel)] if any(parcel.values()) else []
+    return (ReceiveTerminals(**parcel),) if any(parcel.values()) else ()
+
+
+def log_file(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
+    """On the monitor's side, before init is executed: the console's log file."""
+    del host
     section = config[Console]
-    if start.console and section.logfile:
-        steps.append(
-            OpenConsoleLog(
-                path=section.logfile,
-                limit=section.size,
-                rotate=section.rotate,
-                origin=config.origin("lxc.console.logfile"),
-            )
-        )
-    return tuple(steps)
+    if not start.console or not section.logfile:
+        return ()
+    return (
+        OpenConsoleLog(
+            path=section.logfile,
+            limit=section.size,
+            rotate=section.rotate,
+            origin=config.origin("lxc.console.logfile"),
+        ),
+    )
 
 
 def names(config: Config, start: Start) -> tuple[str, ...]:
