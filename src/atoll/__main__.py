@@ -5,6 +5,7 @@ Imports only what the chosen tool needs (cli/options.py says how long that may t
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -56,6 +57,7 @@ def _command(argv: Sequence[str]) -> int:
 
 def console() -> NoReturn:
     """What the installed command calls: main, and out at once; tearing the interpreter down costs 3 ms."""
+    gc.set_threshold(20_000)  # nothing that a tool loads is garbage; to look for some costs 2 ms
     _forget_coercion()
     try:
         status = main()

@@ -14,13 +14,12 @@ from atoll.config.system import read_system, system_file, system_value
 from atoll.config.text import Config
 from atoll.errors import HostError, StateError
 from atoll.executor import Trace
-from atoll.lifecycle import commands, create, daemon, monitor, recover, sequence
+from atoll.lifecycle import commands, monitor, sequence
 from atoll.linux import process
 from atoll.log import TRACE, get_logger, wanted
 from atoll.loop import Loop
 from atoll.records import Record
-from atoll.resources import cgroup, idmap
-from atoll.resources.lifetime import Lifetime, Signals
+from atoll.resources import cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from atoll.executor import Observer
     from atoll.host import Host
+    from atoll.lifecycle.client import CommandClient
     from atoll.plan import Plan
 
 log = get_logger(__name__)
@@ -62,7 +62,7 @@ class Container:
     """One container by name and lxcpath, running or not, ours or liblxc's.
 
     `lxcpath` defaults to LXC's own. `config` replaces LXCPATH/NAME/config. `host` and `environ` are what this process sees
-    unless given.
+    unless given. `made_up`: the name is new and random, so nobody need be asked whether it is taken.
     """
 
     def __init__(
@@ -73,8 +73,10 @@ class Container:
         config: Config | None = None,
         host: Host | None = None,
         environ: Mapping[str, str] | None = None,
+        made_up: bool = False,
     ) -> None:
         self.name = name
+        self.made_up = made_up
         self.environ = os.environ if environ is None else environ
         self._host = host
         self._config = config
@@ -109,9 +111,11 @@ class Container:
         self._config = config
 
     @property
-    def client(self) -> commands.CommandClient:
+    def client(self) -> CommandClient:
         """A client of its command socket."""
-        return commands.CommandClient(self.lxcpath, self.name)
+        from atoll.lifecycle.client import CommandClient
+
+        return CommandClient(self.lxcpath, self.name)
 
     @property
     def state(self) -> str:
@@ -167,6 +171,8 @@ class Container:
 
         `running` is called in the daemon, once, when the container is RUNNING.
         """
+        from atoll.lifecycle import daemon
+
         self._refuse_running()
         request = self.request(wish, observers=observers)
 
@@ -193,7 +199,9 @@ class Container:
         """Start it with this process as its monitor; returns when it has stopped."""
         self._refuse_running()
         if pidfile is not None:
-            daemon.write_pidfile(pidfile)
+            from atoll.lifecycle.daemon import write_pidfile
+
+            write_pidfile(pidfile)
         request = self.request(wish, observers=observers)
         own_loop = loop or Loop()
         try:
@@ -208,6 +216,10 @@ class Container:
 
     def _finish(self, outcome: monitor.Outcome) -> None:
         del outcome
+        if not self.config.mentions("lxc.ephemeral"):
+            return
+        from atoll.resources.lifetime import Lifetime
+
         if self.config[Lifetime].ephemeral and self.defined:
             self.destroy()
 
@@ -220,6 +232,8 @@ class Container:
                 wanted="one thread",
                 fix="start it before the threads, or with the command lxc-start",
             )
+        if self.made_up:
+            return
         if self.state != "STOPPED":
             raise StateError(
                 f"container {self.name} is already running",
@@ -227,14 +241,21 @@ class Container:
                 wanted="STOPPED",
                 fix=f"stop it first: lxc-stop -n {self.name} -P {self.lxcpath}",
             )
-        found = recover.one(monitor.journal_path(self.host, self.lxcpath, self.name))
+        journal = monitor.journal_path(self.host, self.lxcpath, self.name)
+        if not os.path.lexists(journal):
+            return
+        from atoll.lifecycle import recover
+
+        found = recover.one(journal)
         if found is not None:
             log.notice("an earlier start of %s was killed; host %s", self.name, found.restored)
 
     def _pid_of(self, name: str) -> int | None:
         """Init's pid of a running container, which may be given as LXCPATH/NAME; None when it does not run."""
         path, slash, last = name.rpartition("/")
-        client = commands.CommandClient(path if slash else self.lxcpath, last)
+        from atoll.lifecycle.client import CommandClient
+
+        client = CommandClient(path if slash else self.lxcpath, last)
         try:
             return client.get_init_pid() or None
         except StateError:
@@ -273,6 +294,8 @@ class Container:
     def _halt_signal(self) -> int:
         """lxc.signal.halt; else SIGRTMIN+3 where init blocks it, as systemd does; else SIGPWR."""
         if self.defined and self.config.origin("lxc.signal.halt"):
+            from atoll.resources.lifetime import Signals
+
             return self.config[Signals].halt
         from atoll.linux import files, proc
 
@@ -283,8 +306,10 @@ class Container:
 
     def wait(self, states: Sequence[str], timeout: float | None = None) -> bool:
         """Wait until it is in one of `states`; False on timeout."""
+        from atoll.lifecycle.client import wait_states
+
         wanted = tuple(commands.STATES.index(state) for state in states)
-        return commands.wait_states(self.lxcpath, self.name, wanted, timeout) in wanted
+        return wait_states(self.lxcpath, self.name, wanted, timeout) in wanted
 
     def _need_running(self) -> None:
         if self.state == "STOPPED":
@@ -301,6 +326,8 @@ class Container:
         arguments: Sequence[str] = (),
     ) -> None:
         """Create it, or leave nothing. `config` is the base that the template completes."""
+        from atoll.lifecycle import create
+
         create.create(
             create.Creation(
                 name=self.name,
@@ -316,6 +343,8 @@ class Container:
 
     def destroy(self) -> None:
         """Remove it. Raises StateError when it runs, is not defined, or others depend on it."""
+        from atoll.lifecycle import create
+
         if not self.defined:
             raise StateError("Container is not defined", now="undefined", wanted="defined")
         if self.state != "STOPPED":
@@ -381,7 +410,9 @@ def run_config(
     if file is not None:
         config = config.define(f"lxc.include = {file}", "--config")
     if not host.privileged:
-        for mapping in idmap.rootless_mapping(host):
+        from atoll.resources.idmap import rootless_mapping
+
+        for mapping in rootless_mapping(host):
             line = f"lxc.idmap = {mapping.kind} {mapping.inside} {mapping.outside} {mapping.count}"
             config = config.define(line, origin_file="atoll run (no root)")
     return config
@@ -408,7 +439,13 @@ def run(
     facts = host or host_module.probe()
     chosen = name or f"run-{sequence.new_start_id()}"
     whole = config or run_config(facts, name=chosen, image=image)
-    container = Container(chosen, config=whole, host=facts, lxcpath=f"{facts.run_directory}/run")
+    container = Container(
+        chosen,
+        config=whole,
+        host=facts,
+        lxcpath=f"{facts.run_directory}/run",
+        made_up=name is None,
+    )
     variables = {**DEFAULT_ENVIRONMENT, **(environment or {})}
     loop = Loop()
     collector = _Collector(loop) if capture else None

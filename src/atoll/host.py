@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Places = tuple[tuple[str, str, str], ...]  # of proc.parse_places
+
 SYSTEM_LXCPATH = "/var/lib/lxc"
 BUILD_ROOTFS_MOUNT = "/usr/lib/{triplet}/lxc/rootfs"
 TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
@@ -142,12 +144,12 @@ def probe() -> Host:
     uid = os.geteuid()
     gid = os.getegid()
     uname = os.uname()
-    mounts = proc.parse_mountinfo(_of_interest(files.read_text("/proc/self/mountinfo")))
+    mounts = proc.parse_places(files.read_text("/proc/self/mountinfo"))
     boot = _boot_facts()
     capabilities = process.capabilities().effective
     user, home = _user(uid)
     run_directory = _run_directory(uid, home)
-    root = next((m for m in mounts if m.target == "/"), None)
+    root = next((fstype for target, fstype, _options in mounts if target == "/"), None)
     return Host(
         machine=uname.machine,
         release=uname.release,
@@ -165,8 +167,8 @@ def probe() -> Host:
         subuids=_subids("/etc/subuid", user, uid),
         subgids=_subids("/etc/subgid", user, uid),
         proc_masked=any(
-            m.target.startswith("/proc/") and m.fstype not in ("binfmt_misc", "autofs")
-            for m in mounts
+            target.startswith("/proc/") and fstype not in ("binfmt_misc", "autofs")
+            for target, fstype, _options in mounts
         ),
         sys_masked=False,
         lsm=boot.lsm,
@@ -174,7 +176,7 @@ def probe() -> Host:
         run_directory=run_directory,
         lxcpath=SYSTEM_LXCPATH if uid == 0 else f"{home.rstrip('/')}/.local/share/lxc",
         rootfs_mount=_rootfs_mount(uname.machine, run_directory),
-        root_on_ramfs=root is not None and root.fstype in ("rootfs", "ramfs"),
+        root_on_ramfs=root in ("rootfs", "ramfs"),
         top_mounts=_top_mounts(mounts),
         setgroups_denied=_text_or_empty("/proc/self/setgroups").startswith("deny"),
     )
@@ -205,20 +207,8 @@ def _boot_facts() -> _Boot:
 _boot: list[_Boot] = []  # looked at once a process
 
 
-def _of_interest(mountinfo: str) -> str:
-    """The lines about /, what is right below it, /proc and cgroups; a machine may have hundreds of others."""
-    return "\n".join([line for line in mountinfo.split("\n") if _is_of_interest(line)])
-
-
-def _is_of_interest(line: str) -> bool:
-    target = line.split(" ", 5)[4:5]
-    return bool(target) and (
-        target[0].count("/") == 1 or target[0].startswith(("/proc/", "/sys/fs/cgroup"))
-    )
-
-
-def _top_mounts(mounts: tuple[proc.MountInfo, ...]) -> tuple[str, ...]:
-    names = {mount.target[1:] for mount in mounts if mount.target.count("/") == 1}
+def _top_mounts(mounts: Places) -> tuple[str, ...]:
+    names = {target[1:] for target, _fstype, _options in mounts if target.count("/") == 1}
     return tuple(sorted(names - {""}))
 
 
@@ -262,7 +252,7 @@ def _in_user_namespace() -> bool:
     return not any(e.inside == 0 and e.outside == 0 and e.count == 0xFFFFFFFF for e in entries)
 
 
-def _hierarchies(mounts: tuple[proc.MountInfo, ...], *, escape: bool) -> tuple[Hierarchy, ...]:
+def _hierarchies(mounts: Places, *, escape: bool) -> tuple[Hierarchy, ...]:
     """Every mounted hierarchy, v1 in the order of /proc/self/cgroup, v2 last, as liblxc lists them."""
     own = _cgroup_paths("/proc/self/cgroup")
     base = (_cgroup_paths("/proc/1/cgroup") if escape else {}) or own
@@ -292,21 +282,21 @@ def _hierarchies(mounts: tuple[proc.MountInfo, ...], *, escape: bool) -> tuple[H
 
 
 def _cgroup_paths(file: str) -> dict[tuple[str, ...], str]:
-    return {line.controllers: line.path for line in proc.parse_cgroups(_text_or_empty(file))}
+    return proc.parse_cgroup_paths(_text_or_empty(file))
 
 
-def _cgroup_mounts(mounts: tuple[proc.MountInfo, ...]) -> tuple[dict[str, str], str | None]:
+def _cgroup_mounts(mounts: Places) -> tuple[dict[str, str], str | None]:
     """Where each v1 controller ("cpu", "name=systemd") is mounted, and where cgroup2 is; the first mount of each counts."""
     by_controller: dict[str, str] = {}
     v2: str | None = None
-    for mount in mounts:
-        if not mount.target.startswith("/sys/fs/cgroup"):
+    for target, fstype, options in mounts:
+        if not target.startswith("/sys/fs/cgroup"):
             continue
-        if mount.fstype == "cgroup2":
-            v2 = v2 or mount.target
-        elif mount.fstype == "cgroup":
-            for option in mount.super_options.split(","):
-                by_controller.setdefault(option, mount.target)
+        if fstype == "cgroup2":
+            v2 = v2 or target
+        elif fstype == "cgroup":
+            for option in options.split(","):
+                by_controller.setdefault(option, target)
     return by_controller, v2
 
 

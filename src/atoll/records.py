@@ -28,13 +28,17 @@ class RecordType(type):
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
     ) -> RecordType:
         """Make the class."""
+        annotations = namespace.get("__annotations__", {})
+        if not annotations and len(bases) == 1:  # nothing new: the base's own tables are inherited
+            namespace["__slots__"] = ()
+            return super().__new__(mcs, name, bases, namespace, **options)
         fields: dict[str, None] = {}
         defaults: dict[str, Any] = {}
         for base in bases:
             fields.update(dict.fromkeys(getattr(base, "record_fields", ())))
             defaults.update(getattr(base, "record_defaults", {}))
         own = []
-        for field, annotation in namespace.get("__annotations__", {}).items():
+        for field, annotation in annotations.items():
             if annotation.startswith("ClassVar"):
                 continue
             if field not in fields:

@@ -71,6 +71,7 @@ def tidy() -> Generator[None, None, None]:
     """Remove what Debian's tools leave on a host: lock files, and cgroups of monitors whose container has ended."""
     before = tools.leftovers()
     yield
+    tools.reap()
     tools.remove_leftovers(before)
 
 

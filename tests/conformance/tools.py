@@ -36,6 +36,19 @@ while :; do read line <&3; done
 """
 
 
+SPAWNED: list[subprocess.Popen[str]] = []
+
+
+def reap() -> None:
+    """End what a test has spawned and not waited for."""
+    while SPAWNED:
+        process = SPAWNED.pop()
+        if process.poll() is None:
+            process.kill()
+        with process:  # closes its pipes, and waits
+            pass
+
+
 def makers() -> tuple[str, ...]:
     """ATOLL_CONFORMANCE=system: Debian's alone; anything else: Debian's, then ours."""
     return (DEBIAN,) if os.environ.get("ATOLL_CONFORMANCE") == "system" else (DEBIAN, ATOLL)
@@ -88,9 +101,12 @@ class Tools:
         return done.out
 
     def spawn(self, line: str | list[str], **more: object) -> subprocess.Popen[str]:
-        """Start and return; 0 is /dev/null, 1 and 2 are pipes unless told otherwise."""
+        """Start and return; 0 is /dev/null, 1 and 2 are pipes unless told otherwise. Ended with the test, at the latest."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(self.argv(line), text=True, env=environment(), cwd="/", **{**streams, **more})  # type: ignore[call-overload,no-any-return]  # Popen's own keywords
+        options = {"text": True, "env": environment(), "cwd": "/", **streams, **more}
+        process = subprocess.Popen(self.argv(line), **options)  # type: ignore[call-overload]  # Popen's own keywords
+        SPAWNED.append(process)
+        return process  # type: ignore[no-any-return]  # text=True
 
     def start(self, name: str, *words: str) -> None:
         """lxc-start, insisting on success."""
@@ -148,6 +164,12 @@ def write(path: str, text: str, mode: int = 0o644) -> str:
         file.write(text)
     os.chmod(path, mode)
     return path
+
+
+def read(path: str) -> str:
+    """A whole file."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
 
 
 CONFIG = """\

@@ -10,17 +10,9 @@ import pytest
 
 from abilities import needs
 from atoll.errors import CommandError, HostError
-from atoll.lifecycle.commands import (
-    FROZEN,
-    RUNNING,
-    STOPPED,
-    THAWED,
-    CgroupContext,
-    CommandClient,
-    CommandServer,
-    active_containers,
-    wait_states,
-)
+from atoll.lifecycle.client import CommandClient, active_containers, wait_states
+from atoll.lifecycle.commands import FROZEN, RUNNING, STOPPED, THAWED, CgroupContext
+from atoll.lifecycle.server import CommandServer
 from atoll.loop import Loop
 from isolation import kernel
 

@@ -53,7 +53,9 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {}
 
 
-def case(text: str, *, user: int = 0, status: int = 1) -> Callable[[Callable[[], str | None]], Case]:
+def case(
+    text: str, *, user: int = 0, status: int = 1
+) -> Callable[[Callable[[], str | None]], Case]:
     def add(prepare: Callable[[], str | None]) -> Case:
         found = CASES[prepare.__name__] = Case(text, prepare, user=user, status=status)
         return found
@@ -154,10 +156,6 @@ def check_number(command: list[str], made: Case, text: str) -> None:
     plan = json.loads(start(command, made, "-F", "--explain", "--json").out)
     place = plan[number - 1]
     assert (len(plan), place["step"], place["side"], place["phase"]) == (total, *found.groups()[2:])
-
-
-def without_numbers(text: str) -> str:
-    return "".join(line.lstrip("|") for line in text.splitlines(True))
 
 
 # ------------------------------------------------------------------------------------- the cases
@@ -690,11 +688,12 @@ def test_container_already_running(atoll_command: list[str]) -> None:
         tool = "atoll run" if words == ["run"] else "lxc-execute"
         assert (done.returncode, done.stderr) == (
             125 if words == ["run"] else 1,
-            f"{tool}: c1: container c1 is already running\n"
-            "  fix    stop it first: lxc-stop -n c1 -P /mnt/lxc\n",
+            f"{tool}: c1: container c1 is already running\n  fix    stop it first: lxc-stop -n c1 -P /mnt/lxc\n",
         )
     assert snapshot.settled(before, "/mnt") == []
-    stopped = subprocess.run([*atoll_command, "lxc-stop", "-k", "-n", "c1", "-P", LXCPATH], check=False)
+    stopped = subprocess.run(
+        [*atoll_command, "lxc-stop", "-k", "-n", "c1", "-P", LXCPATH], check=False
+    )
     assert stopped.returncode == 0
 
 

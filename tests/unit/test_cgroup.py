@@ -200,9 +200,7 @@ def test_hybrid_plan() -> None:
         "set memory.limit_in_bytes to 1M in the container's cgroup",
         "set memory.memsw.limit_in_bytes to 2M in the container's cgroup",
     ]
-    assert explained(cgroup.join(wish, here, this)) == [
-        "enter the container's cgroups"
-    ]
+    assert explained(cgroup.join(wish, here, this)) == ["enter the container's cgroups"]
     assert explained(cgroup.enter(wish, here, this)) == [
         "give the container's cgroups to its root (uid 100000, gid 100000)",
     ]
@@ -290,30 +288,96 @@ def reports(layout: str, *lines: str) -> list[tuple[int, str]]:
     return said
 
 
-def test_limits_of_the_other_generation_are_reported() -> None:
-    assert reports("hybrid", "lxc.cgroup2.memory.max = 1M", "lxc.cgroup2.pids.max = 1") == [
-        (
-            4,
-            "ignoring lxc.cgroup2.memory.max and 1 more (config:1): this machine has a hybrid cgroup layout",
-        )
+def written(layout: str, *lines: str) -> list[str]:
+    wish, here = config(*lines), host(layout)
+    planned = (*cgroup.prepare(wish, here, start()), *cgroup.enter(wish, here, start()))
+    return [
+        f"{step.file} = {step.value} <- {step.origin.line}"
+        for step in planned
+        if isinstance(step, (steps.SetLimit, steps.SetLegacyLimit)) and step.origin
     ]
-    assert reports("unified", "lxc.cgroup.pids.max = 1") == [
-        (4, "ignoring lxc.cgroup.pids.max (config:1): this machine has a unified cgroup layout")
+
+
+def test_limits_of_the_other_generation_are_translated() -> None:
+    assert written("hybrid", "lxc.cgroup2.memory.max = 1M", "lxc.cgroup2.cpu.weight = 200") == [
+        "memory.limit_in_bytes = 1M <- 1",
+        "cpu.shares = 2048 <- 2",
     ]
+    assert written(
+        "unified", "lxc.cgroup.memory.limit_in_bytes = 1M", "lxc.cgroup.pids.max = 1"
+    ) == [
+        "memory.max = 1M <- 1",
+        "pids.max = 1 <- 2",
+    ]
+
+
+def test_a_hybrid_cgroup2_takes_what_is_its_own() -> None:
+    unified = hierarchy("hugetlb", version=2)
+    here = host(hierarchies=(*LEGACY, unified))
+    wish = config(
+        "lxc.cgroup2.hugetlb.2MB.max = 2M",
+        "lxc.cgroup.hugetlb.1GB.limit_in_bytes = -1",
+        "lxc.cgroup2.cgroup.max.depth = 3",
+    )
+    planned = (*cgroup.prepare(wish, here, start()), *cgroup.enter(wish, here, start()))
+    assert [step.explain() for step in planned][2:] == [
+        "hand the controllers hugetlb down from /sys/fs/cgroup/unified",
+        "create the container's cgroup lxc.payload.c1 in 7 hierarchies",
+        "set hugetlb.2MB.max to 2M in the container's cgroup2",
+        "set cgroup.max.depth to 3 in the container's cgroup2",
+        "set hugetlb.1GB.max to max in the container's cgroup2",
+    ]
+
+
+def test_limits_without_an_equal_are_refused_with_the_reason() -> None:
+    with pytest.raises(HostError) as caught:
+        written("unified", "lxc.cgroup.memory.soft_limit_in_bytes = 1M")
+    assert caught.value.message == (
+        "cannot set lxc.cgroup.memory.soft_limit_in_bytes = 1M: cgroup2 has no soft limit: memory.low protects what is below it,"
+        " memory.high slows down what is above it"
+    )
+    assert caught.value.fix == "set lxc.cgroup2.memory.low or lxc.cgroup2.memory.high"
+    assert getattr(caught.value, "origin").line == 1  # noqa: B009 - not every HostError has one
+
+
+def test_a_translation_whose_controller_is_missing_is_refused_in_the_users_words() -> None:
+    with pytest.raises(
+        HostError, match=r"cannot set lxc.cgroup.blkio.weight = 500: the controller io "
+    ):
+        written("unified", "lxc.cgroup.blkio.weight = 500")
 
 
 def test_limits_given_for_both_generations_are_no_warning() -> None:
-    assert (
-        reports("hybrid", "lxc.cgroup.devices.deny = a", "lxc.cgroup2.devices.deny = a")[0][0] == 2
+    assert reports("hybrid", "lxc.cgroup.devices.deny = a", "lxc.cgroup2.devices.deny = a") == [
+        (
+            2,
+            "ignoring lxc.cgroup2.devices.deny (config:2): the other generation of the key says the same",
+        )
+    ]
+    lines = ("lxc.cgroup2.memory.max = 1G", "lxc.cgroup.memory.limit_in_bytes = 1M")
+    assert reports("unified", *lines) == [
+        (
+            2,
+            "ignoring lxc.cgroup.memory.limit_in_bytes (config:2): lxc.cgroup2.memory.max = 1G is set",
+        )
+    ]
+    assert written("unified", *lines) == ["memory.max = 1G <- 1"]
+
+
+@pytest.mark.parametrize("layout", ["hybrid", "legacy"])
+def test_debians_common_configuration_loads_no_table(layout: str) -> None:
+    """It says everything twice."""
+    import sys
+
+    sys.modules.pop("atoll.resources.cgroup.translate", None)
+    rules = ["devices.deny = a", *(f"devices.allow = c 1:{n} rwm" for n in (3, 5, 7))]
+    said = reports(
+        layout, *(f"{key}.{rule}" for key in ("lxc.cgroup", "lxc.cgroup2") for rule in rules)
     )
-    assert (
-        reports(
-            "hybrid",
-            "lxc.cgroup.blkio.weight = 1".replace("blkio", "cpu"),
-            "lxc.cgroup2.io.weight = 1",
-        )[0][0]
-        == 4
-    )
+    assert [text for _level, text in said] == [
+        "ignoring lxc.cgroup2.devices.deny and 3 more (config:5): the other generation of the key says the same"
+    ]
+    assert "atoll.resources.cgroup.translate" not in sys.modules
 
 
 def test_inner_directory_keeps_the_limits_outside() -> None:

@@ -1,4 +1,4 @@
-"""lifecycle/commands.py: frames, the server against raw bytes, the client against server and against impostors."""
+"""lifecycle/commands.py, server.py, client.py: frames, the server against raw bytes, the client against both and impostors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import CommandError, StateError
-from atoll.lifecycle import commands
+from atoll.lifecycle import answers, commands
+from atoll.lifecycle import client as client_module
+from atoll.lifecycle import server as server_module
+from atoll.lifecycle.client import CommandClient, active_containers, wait_states
 from atoll.lifecycle.commands import (
     RUNNING,
     STARTING,
@@ -24,12 +27,9 @@ from atoll.lifecycle.commands import (
     STOPPING,
     THAWED,
     CgroupContext,
-    CommandClient,
-    CommandServer,
-    active_containers,
     address,
-    wait_states,
 )
+from atoll.lifecycle.server import CommandServer
 from atoll.loop import Loop
 
 LXCPATH = f"/atoll-test-{os.getpid()}"
@@ -211,7 +211,7 @@ def test_sizes_are_liblxcs():
         )
     ]  # fmt: skip
     assert sizes == [16, 12, 32, 264, 24, 40, 96, 80]
-    assert len(commands.ANSWERS) == 27
+    assert len(answers.ANSWERS) == 27
 
 
 def test_address():
@@ -455,15 +455,15 @@ def test_out_of_descriptors_the_loop_does_not_spin(server, loop, container):
 def test_another_user_is_refused():
     own = (os.getuid(), os.getgid())
     control = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 1, *own))]
-    assert commands._permitted(control)
+    assert server_module._permitted(control)
     for uid, gid in ((own[0] + 1, own[1]), (own[0] + 1, own[1] + 1)):
         control = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 1, uid, gid))]
-        assert commands._permitted(control) is False
+        assert server_module._permitted(control) is False
     root = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 1, 0, 9))]
-    assert commands._permitted(root)
-    assert commands._permitted([]) is None
+    assert server_module._permitted(root)
+    assert server_module._permitted([]) is None
     unknown = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", 0, 65534, 65534))]
-    assert commands._permitted(unknown) is None
+    assert server_module._permitted(unknown) is None
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def test_another_user_is_refused():
 )
 def test_every_known_sender_of_a_request_must_be_permitted(server, loop, monkeypatch, senders, ret):
     verdicts = iter({"+": True, "-": False, "?": None}[sender] for sender in senders)
-    monkeypatch.setattr(commands, "_permitted", lambda _control: next(verdicts))
+    monkeypatch.setattr(server_module, "_permitted", lambda _control: next(verdicts))
     fields = ask(loop, frame(7, 9), b"lxc.arch\0")[0]
     assert fields is not None
     assert fields[0] == ret
@@ -687,6 +687,6 @@ def test_no_answer_hurts_the_client(answer):
 
 
 def test_a_foreign_server_is_not_believed(running, client, monkeypatch):
-    monkeypatch.setattr(commands, "_peer_uid", lambda _sock: os.geteuid() + 1)
+    monkeypatch.setattr(client_module, "_peer_uid", lambda _sock: os.geteuid() + 1)
     with pytest.raises(CommandError, match="held by a process of user"):
         client.get_init_pid()

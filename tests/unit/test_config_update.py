@@ -139,7 +139,9 @@ def test_the_meaning_stays(lines, backend, place):
     assert {assignment.key for assignment in after.assignments} == names
 
     def answers(config):
-        return {name: config.get(name) for name in names if name != "lxc.net" and config.origins(name)}
+        return {
+            name: config.get(name) for name in names if name != "lxc.net" and config.origins(name)
+        }
 
     assert answers(after) == answers(before)
 

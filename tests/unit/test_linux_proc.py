@@ -13,7 +13,9 @@ from atoll.linux.proc import CgroupLine, Group, IdMapping, User
 
 PARSERS = [
     proc.parse_mountinfo,
+    proc.parse_places,
     proc.parse_cgroups,
+    proc.parse_cgroup_paths,
     proc.parse_status,
     proc.parse_cap_mask,
     proc.parse_stat_starttime,
@@ -56,6 +58,25 @@ def test_mountinfo():
     assert (second.root, second.target) == ("/a b", "/mnt/with blank\ttab")
     assert (second.fstype, second.source, second.super_options) == ("tmpfs", "", "rw,size=4k")
     assert second.optional == ()
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1), max_size=4)
+)
+def test_the_short_forms_say_the_same(names):
+    def escaped(name):
+        return "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in name)
+
+    text = MOUNTINFO + "".join(
+        f"40 1 0:1 / /{escaped(name)} rw shared:1 - cgroup none rw,cpu\n" for name in names
+    )
+    assert proc.parse_places(text) == tuple(
+        (one.target, one.fstype, one.super_options) for one in proc.parse_mountinfo(text)
+    )
+    text = "4:cpu,cpuacct:/a:b\n0::/init.scope\n1:name=systemd:/\n"
+    assert proc.parse_cgroup_paths(text) == {
+        one.controllers: one.path for one in proc.parse_cgroups(text)
+    }
 
 
 def test_mountinfo_keeps_characters_that_only_look_like_line_ends():

@@ -19,7 +19,8 @@ from atoll.linux.proc import IdMapping
 from atoll.loop import Loop
 from atoll.plan import SYNC, Handler, Start
 from atoll.resources import terminal
-from atoll.resources.terminal import Console, ConsoleLog, Relay, Ring, TtyLeases
+from atoll.resources.terminal import Console, carrier
+from atoll.resources.terminal.carrier import ConsoleLog, Relay, Ring, TtyLeases
 
 
 def config_of(text):
@@ -159,7 +160,7 @@ def test_many_ttys_travel_in_several_frames():
 def leases(count):
     h = Handler()
     ptys = [
-        terminal.Pty(ptmx=OwnedFd(os.open("/dev/null", os.O_RDONLY)), name=f"pts/{n}")
+        terminal.Pty(ptmx=files.openpty()[0], name=f"pts/{n}")
         for n in range(count)
     ]
     h[terminal.TTYS] = tuple(ptys)
@@ -386,7 +387,7 @@ def test_a_user_who_does_not_read_stops_the_container_and_memory_stays_bounded()
         while stage.loop.run_once(timeout=0):
             pass
         assert stage.relay._paused
-        assert len(stage.relay._to_user) < terminal.HIGH_WATER + 2 * terminal.READ_SIZE
+        assert len(stage.relay._to_user) < carrier.HIGH_WATER + 2 * carrier.READ_SIZE
         os.set_blocking(stage.pts.fileno(), True)
         (got,) = stage.beside(lambda: read_all(stage.shown, written))
         assert len(got) == written
@@ -509,7 +510,7 @@ def test_relay_shows_the_console_on_the_configured_terminal(tmp_path):
     for step in (terminal.host_console(*c)[0], *terminal.log_file(*c)):
         step.apply(h)
     h[terminal.CONSOLE] = terminal.Pty(ptmx=ptmx, name="pts/0")
-    relay = terminal.relay(config, h, loop, (0, 1, 2))
+    relay = carrier.relay(config, h, loop, (0, 1, 2))
     assert relay is not None
     tty.setraw(pts.fileno())
     os.write(pts.fileno(), b"hello")
@@ -518,7 +519,7 @@ def test_relay_shows_the_console_on_the_configured_terminal(tmp_path):
     assert (tmp_path / "log").read_bytes() == b"hello"
     h.close()
     loop.close()
-    assert terminal.relay(config, Handler(), Loop(), None) is None
+    assert carrier.relay(config, Handler(), Loop(), None) is None
     for fd in (user, user_side, pts):
         fd.close()
 

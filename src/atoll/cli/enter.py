@@ -13,8 +13,9 @@ from atoll.config.text import Config
 from atoll.lifecycle import attach as entering
 from atoll.linux import files, proc, process
 from atoll.loop import Loop
-from atoll.resources import limits, terminal
+from atoll.resources import limits
 from atoll.resources.namespaces import NAMES
+from atoll.resources.terminal.carrier import ConsoleLog, Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _with_terminal(
     """Give the program a pty of its own in place of our terminals: it must not get ours (TIOCSTI)."""
     ptmx, peer = _pty(target)
     log_path = call.file("pty-log")
-    log_file = terminal.ConsoleLog(log_path) if log_path else None
+    log_file = ConsoleLog(log_path) if log_path else None
     loop = Loop()
     with ptmx:
         with peer:
@@ -135,7 +136,7 @@ def _with_terminal(
             replaced = [number if os.isatty(fd) else fd for fd in entry.stdio]
             inside = entry.replace(stdio=tuple(replaced), terminal=number)
             child = entering.attach(host, target, inside, argv, call.environ)
-        relay = terminal.Relay(loop, ptmx.fileno(), log_file=log_file, lasting=False)
+        relay = Relay(loop, ptmx.fileno(), log_file=log_file, lasting=False)
         mask = process.signal_bits(process.SIGWINCH, process.SIGTERM, process.SIGHUP)
         old = process.block_signals(mask)
         with relay, process.signalfd(mask) as signals, child.pidfd:
@@ -153,7 +154,7 @@ def _with_terminal(
     return status
 
 
-def _signal(signals: int, relay: terminal.Relay, child: Child) -> None:
+def _signal(signals: int, relay: Relay, child: Child) -> None:
     while (info := process.read_signal(signals)) is not None:
         if info.signal == process.SIGWINCH:
             relay.resize()

@@ -1,6 +1,6 @@
 """The tools that look and change nothing: lxc-info, lxc-ls, lxc-wait.
 
-They ask the monitors (lifecycle/commands.py), read configurations on disk, and look into a running container's network
+They ask the monitors (lifecycle/client.py), read configurations on disk, and look into a running container's network
 namespace and cgroups through init's pid. Source of truth: reference of LXC, sections 11.3 and 11.6 (observed on 5.0.2).
 """
 
@@ -10,14 +10,8 @@ import os
 
 from atoll.cli.options import UsageError
 from atoll.errors import EXIT_FAILURE, EXIT_OK, AtollError, CommandError, ConfigError, reason
-from atoll.lifecycle.commands import (
-    FROZEN,
-    STATES,
-    STOPPED,
-    CommandClient,
-    active_containers,
-    wait_states,
-)
+from atoll.lifecycle.client import CommandClient, active_containers, wait_states
+from atoll.lifecycle.commands import FROZEN, STATES, STOPPED
 from atoll.log import get_logger
 from atoll.records import Record
 
@@ -254,7 +248,7 @@ def lxc_info(call: Call) -> int:
         if text is None:
             call.err.line(f"{key} invalid")
         elif bare:
-            call.out.line(text.rstrip("\n"))
+            call.out.line(text)
         else:
             call.out.line(f"{key} = {text}" if text else f"{key} =")
     return EXIT_OK
@@ -367,6 +361,7 @@ COLUMNS: Final = (
     "NAME", "STATE", "PID", "RAM", "SWAP", "AUTOSTART",
     "GROUPS", "INTERFACE", "IPV4", "IPV6", "UNPRIVILEGED",
 )  # fmt: skip
+FIGURES: Final = {"RAM": 6, "SWAP": 6}  # as wide as 0.00MB, even where there is only a dash
 DEFAULT_COLUMNS: Final = ("NAME", "STATE", "AUTOSTART", "GROUPS", "IPV4", "IPV6", "UNPRIVILEGED")
 
 
@@ -532,7 +527,11 @@ def _joined(items: Sequence[str]) -> str:
 
 
 def _print_table(call: Call, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    shortest = [FIGURES.get(column, 0) for column in columns]
+    widths = [
+        max(least, *map(len, cells))
+        for least, cells in zip(shortest, zip(columns, *rows, strict=True), strict=True)
+    ]
     text = ""
     for cells in (columns, *rows):
         text += "".join(f"{cell:<{width}} " for cell, width in zip(cells, widths, strict=True))

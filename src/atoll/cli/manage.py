@@ -24,7 +24,6 @@ from atoll.errors import (
 )
 from atoll.executor import Timing
 from atoll.lifecycle import init
-from atoll.lifecycle import recover as recovery
 from atoll.linux import files, proc
 from atoll.plan import explain_data, explain_text
 
@@ -269,7 +268,9 @@ ROOTLESS_NOTE = (
 
 def _run_container(call: Call) -> api.Container:
     name = call.name or f"run-{api.new_name()}"
-    container = api.Container(name, lxcpath=call.lxcpath, environ=call.environ)
+    container = api.Container(
+        name, lxcpath=call.lxcpath, environ=call.environ, made_up=not call.name
+    )
     host = container.host
     image = call.text("image") or api.HOST_IMAGE
     if image != api.HOST_IMAGE:
@@ -488,6 +489,8 @@ def lxc_destroy(call: Call) -> int:
 
 def recover(call: Call) -> int:
     """atoll recover: take back what killed monitors left; exit 1 when something could not be."""
+    from atoll.lifecycle import recover as recovery
+
     host = api.Container("recover", environ=call.environ).host
     found = recovery.all_dead(host)
     if call.operands:

@@ -163,7 +163,7 @@ class ConfigFile:
             key=key, fix="an included file sets it as well, or it resets other keys; edit the file",
         )  # fmt: skip
 
-    def _rest(self, config: Config, key: str, mine: set[int]) -> list[str] | None:
+    def _rest(self, config: Config, key: str, mine: Container[int]) -> list[str] | None:
         """The values of a key besides those of my lines; None when an included file has the last word."""
         found = _survivors(config, key)
         rest = [a for a in found if a.origin.file != self.path or a.origin.line not in mine]

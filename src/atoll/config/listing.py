@@ -70,19 +70,39 @@ def effective(config: Config, *, defaults: bool = True) -> tuple[Row, ...]:
         if id(a.origin) in counting
     ]
     if defaults:
-        rows += _defaults(config, {row.key for row in rows})
+        rows += _defaults(config, {_plain(row.key) for row in rows})
     return tuple(rows)
 
 
 def _defaults(config: Config, known: set[str]) -> Iterator[Row]:
     """The defaults of keys that no line sets."""
-    networks = sorted({int(name.split(".")[2]) for name in known if name.startswith("lxc.net.")})
     for name in owners.names():
-        for index in networks if ".N." in name else (0,):
-            full = name.replace(".N.", f".{index}.")
+        for full in _names(config, name):
             target = owners.find(full)
             if full not in known and target is not None and (value := _default(config, target)):
-                yield Row(key=full, value=value)
+                siblings = f"{full.rpartition('.')[0]}."
+                wipes = target.key is not None and target.key.resets
+                if not (wipes and any(one.startswith(siblings) for one in known)):
+                    yield Row(key=full, value=value)
+
+
+def _names(config: Config, name: str) -> list[str]:
+    """A key's name, or with the number of each network that there is in place of its N."""
+    if ".N." not in name:
+        return [name]
+    target = owners.find(name.replace(".N.", ".0."))
+    if target is None or target.numbered is None:
+        return []
+    found = getattr(config[target.section], target.numbered.field)
+    return [name.replace(".N.", f".{one.index}.") for one in found]
+
+
+def _plain(name: str) -> str:
+    """A key's name with its number written plainly: lxc.net.01.type is lxc.net.1.type."""
+    target = owners.find(name)
+    if target is None or target.key is None or target.index < 0:
+        return name
+    return target.key.name.replace(".N.", f".{target.index}.")
 
 
 def _default(config: Config, target: Target) -> str:

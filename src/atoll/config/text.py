@@ -34,6 +34,8 @@ FILE_LIMIT = 16 << 20
 INCLUDE_LIMIT = 1000
 """Files that one configuration may read in all; without it twenty small files can include each other a million times."""
 DEPTH_LIMIT = 64
+NAME_WORDS = 6
+"""Words that the name of a key has at most: lxc.cgroup.dir.container.inner has five."""
 PROBLEM_LIMIT = 100
 """Problems that are collected; the next one is raised."""
 
@@ -222,10 +224,10 @@ class Config:
         """Does a line assign this key, or one below it (lxc.hook, lxc.net.0)? It may have been cleared again."""
         if not self._names and self.assignments:
             for key in {assignment.key for assignment in self.assignments}:
-                end = len(key)
-                while end > 0:  # lxc.net.0.type, lxc.net.0, lxc.net, lxc
-                    self._names.add(key[:end])
-                    end = key.rfind(".", 0, end)
+                words = key.split(".", NAME_WORDS)  # a sub-key may have a million dots
+                for count in range(1, min(len(words), NAME_WORDS) + 1):
+                    self._names.add(".".join(words[:count]))
+                self._names.add(key)
         return name in self._names
 
     def get(self, key: str) -> str:
@@ -422,6 +424,8 @@ class _Reader:
             return name
         if name in owners.LEGACY or name.startswith(("lxc.network.", "lxc.limit.")):
             return self._legacy(name, value, origin)
+        if name == "lxc.rootfs.path":
+            self._old_rootfs = ""  # a lxc.rootfs.backend further down is not about this one
         self.assign(name, value, origin)
         return name
 

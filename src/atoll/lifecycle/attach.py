@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from atoll.errors import HostError, StateError, reason
-from atoll.lifecycle import commands
+from atoll.lifecycle.client import CommandClient
 from atoll.lifecycle.init import execute_program
 from atoll.linux import files, proc, process
 from atoll.log import get_logger
@@ -70,7 +70,7 @@ def find(lxcpath: str, name: str, config: Config | None = None) -> Target:
 
     `config` answers in the monitor's place what the configuration says (lxc-attach -f).
     """
-    client = commands.CommandClient(lxcpath, name)
+    client = CommandClient(lxcpath, name)
     pidfd = client.get_init_pidfd()
     pid = client.get_init_pid()
     flags = client.get_clone_flags()

@@ -14,6 +14,7 @@ from atoll.errors import AtollError, Interrupted, Restored, StepError
 from atoll.executor import Journal
 from atoll.lifecycle import commands
 from atoll.lifecycle.saved import LiveHandler
+from atoll.lifecycle.server import CommandServer
 from atoll.linux import files, process
 from atoll.log import get_logger
 from atoll.plan import CHILD
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from atoll.linux.process import ExitStatus
     from atoll.loop import Loop
     from atoll.plan import Handler, Plan, Start
-    from atoll.resources import terminal
+    from atoll.resources.terminal.carrier import Relay, TtyLeases
 
     class Asked(Protocol):
         """What a container was started with: a Request, or what a parked monitor kept of one."""
@@ -120,7 +121,7 @@ class Outcome(Record):
 
 
 class Running:
-    """One container that this process owns, from STARTING to STOPPED. Satisfies states.Owner and commands.Container."""
+    """One container that this process owns, from STARTING to STOPPED. Satisfies states.Owner and server.Container."""
 
     def __init__(self, loop: Loop, request: Asked) -> None:
         self.loop = loop
@@ -130,13 +131,13 @@ class Running:
         self.state = commands.STOPPED
         self.outcome: Outcome | None = None
         self.restored = Restored(total=0, undone=0)
-        self.server: commands.CommandServer | None = None
+        self.server: CommandServer | None = None
         self.handler = LiveHandler()
         self.journal = Journal()
         self.start: Start | None = None
-        self._relay: terminal.Relay | None = None
-        self._asleep: Callable[[], terminal.Relay] | None = None
-        self._leases: terminal.TtyLeases | None = None
+        self._relay: Relay | None = None
+        self._asleep: Callable[[], Relay] | None = None
+        self._leases: TtyLeases | None = None
         self.starting = False
         self._sent: tuple[OwnedFd, ...] = ()
         self.extra_fds: tuple[int, ...] = ()
@@ -203,14 +204,14 @@ class Running:
         self._relay = _console_relay(self.request, self.handler, self.loop)
 
     @property
-    def relay(self) -> terminal.Relay | None:
+    def relay(self) -> Relay | None:
         """The console's; one that is asleep is made now."""
         if self._asleep is not None:
             make, self._asleep = self._asleep, None
             self._relay = make()
         return self._relay
 
-    def sleep_relay(self, make: Callable[[], terminal.Relay] | None) -> None:
+    def sleep_relay(self, make: Callable[[], Relay] | None) -> None:
         """The relay is to be made when somebody needs it."""
         self._asleep = make
 
@@ -330,7 +331,7 @@ class Running:
     def listen(self) -> None:
         """Open the command socket, unless a reboot kept it."""
         if self.server is None:
-            self.server = commands.CommandServer.listen(self.lxcpath, self.name)
+            self.server = CommandServer.listen(self.lxcpath, self.name)
             self.server.serve(self.loop, self)
 
     def set_state(self, state: int) -> None:
@@ -340,7 +341,7 @@ class Running:
         if self.server is not None:
             self.server.notify(state)
 
-    # -- commands.Container ------------------------------------------------------------------------------------------
+    # -- server.Container --------------------------------------------------------------------------------------------
 
     @property
     def init_pid(self) -> int:
@@ -373,22 +374,24 @@ class Running:
             return None
 
     def stop(self) -> None:
-        """lxc.signal.stop to init, SIGKILL by default. Raises OSError."""
+        """lxc.signal.stop to init, SIGKILL by default, and a thaw of what is frozen. Raises OSError."""
         child = self.handler.get(CHILD)
         if child is not None:
+            from atoll.resources import cgroup
             from atoll.resources.lifetime import Signals
 
             number = self.request.config[Signals].stop or process.SIGKILL
             process.pidfd_send_signal(child.pidfd.fileno(), number)
+            cgroup.thaw(self.handler)
 
     def console(self, ttynum: int) -> tuple[int, int] | None:
         """Lease a tty."""
         if self.init_pid == 0 or self.server is None:
             return None
         if self._leases is None:
-            from atoll.resources import terminal
+            from atoll.resources.terminal.carrier import TtyLeases
 
-            self._leases = terminal.TtyLeases(self.handler, self.server.leased())
+            self._leases = TtyLeases(self.handler, self.server.leased())
         try:
             return self._leases.acquire(ttynum)
         except errors.CommandError as error:
@@ -460,12 +463,16 @@ class Running:
         return fd.fileno() if fd is not None else None
 
 
-def _console_relay(request: Asked, h: Handler, loop: Loop) -> terminal.Relay | None:
+def _console_relay(request: Asked, h: Handler, loop: Loop) -> Relay | None:
     """The console's relay; with given standard descriptors it is shown on those of them that are terminals."""
     from atoll.resources import terminal
 
+    if h.get(terminal.CONSOLE) is None:
+        return None
+    from atoll.resources.terminal import carrier
+
     stdio = request.wish.stdio
-    relay = terminal.relay(request.config, h, loop, stdio)
+    relay = carrier.relay(request.config, h, loop, stdio)
     if relay is None or stdio is None:
         return relay
     stdin = stdio[0] if os.isatty(stdio[0]) else -1

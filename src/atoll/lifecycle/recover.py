@@ -58,8 +58,6 @@ def one(path: str) -> Recovered | None:
     understood (another version wrote it) is kept and reported as a problem; one without a whole first line, whose writer
     died before it had changed anything, is removed. Raises HostError when it cannot be opened.
     """
-    if not os.path.lexists(path):
-        return None  # as nearly always
     try:
         journal = open_locked(path, create=False)
     except (FileNotFoundError, BlockingIOError):

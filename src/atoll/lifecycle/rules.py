@@ -10,8 +10,6 @@ from atoll.errors import ConfigError
 from atoll.linux.process import RLIM_INFINITY
 from atoll.resources.cgroup import Cgroup
 from atoll.resources.credentials import Init
-from atoll.resources.idmap import IdMaps
-from atoll.resources.limits import Limits
 from atoll.resources.network import Network
 
 TYPE_CHECKING = False
@@ -29,9 +27,9 @@ def refuse(config: Config) -> None:
 
 def contradictions(config: Config) -> Iterator[ConfigError]:
     """All of them."""
-    if config[IdMaps].entries:
+    if config.mentions("lxc.idmap"):
         yield from _unmapped_ids(config)
-    if config[Limits].resources:
+    if config.mentions("lxc.prlimit"):
         yield from _inverted_limits(config)
     if len(config[Network].nics) > 1:
         yield from _equal_pairs(config)
@@ -47,6 +45,8 @@ def contradictions(config: Config) -> Iterator[ConfigError]:
 
 def _unmapped_ids(config: Config) -> Iterator[ConfigError]:
     """Init cannot become somebody whom its user namespace does not have."""
+    from atoll.resources.idmap import IdMaps
+
     section = config[Init]
     wanted = [("u", "lxc.init.uid", section.uid), ("g", "lxc.init.gid", section.gid)]
     wanted += [("g", "lxc.init.groups", group) for group in section.groups]
@@ -64,6 +64,8 @@ def _unmapped_ids(config: Config) -> Iterator[ConfigError]:
 
 
 def _inverted_limits(config: Config) -> Iterator[ConfigError]:
+    from atoll.resources.limits import Limits
+
     for name, limit in config[Limits].resources:
         soft, hard = limit.soft, limit.hard
         if hard != RLIM_INFINITY and (soft == RLIM_INFINITY or soft > hard):

@@ -18,9 +18,6 @@ from atoll.records import Record
 from atoll.resources import (
     cgroup,
     credentials,
-    hooks,
-    idmap,
-    limits,
     mounts,
     namespaces,
     network,
@@ -28,19 +25,54 @@ from atoll.resources import (
     storage,
     terminal,
 )
-from atoll.resources.lifetime import Lifetime, Monitor
-from atoll.resources.lsm import AppArmor
 from atoll.resources.storage import Rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from atoll.config.text import Config
     from atoll.errors import Origin
     from atoll.host import Host
+    from atoll.linux.proc import IdMapping
+    from atoll.plan import HostStep
+    from atoll.resources import hooks, idmap, limits
 
     Context = tuple[Config, Host, Start]
+
+
+class _Optional:
+    """A resource that has nothing to do unless some keys are set: until then it is not even imported."""
+
+    def __init__(self, name: str, wanted: Callable[[Config], bool]) -> None:
+        self._name, self._wanted = name, wanted
+
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        def plan(config: Config, *rest: object, **more: object) -> Any:
+            if not self._wanted(config):
+                return ()
+            module = __import__(f"atoll.resources.{self._name}", fromlist=("",))
+            return getattr(module, function)(config, *rest, **more)
+
+        return plan
+
+
+def _mentions(*keys: str) -> Callable[[Config], bool]:
+    return lambda config: any(config.mentions(key) for key in keys)
+
+
+def _has_programs(config: Config) -> bool:
+    """Are there hooks or network scripts, which need an environment?"""
+    return config.mentions("lxc.hook") or network.has_scripts(config)
+
+
+if not TYPE_CHECKING:
+    hooks = _Optional("hooks", _has_programs)
+    idmap = _Optional("idmap", _mentions("lxc.idmap"))
+    limits = _Optional(
+        "limits", _mentions("lxc.arch", "lxc.prlimit", "lxc.proc", "lxc.sched", "lxc.sysctl")
+    )
 
 ID_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -90,9 +122,7 @@ def gather(
     """Look up what the plan depends on. `pid_of` answers the init pid of a running container by name."""
     listen = environ.get("LISTEN_FDS", "0")
     decision = _decision(config, host)
-    suffix = cgroup.free_suffix(
-        config, host, wish.name, system=system, monitor=wish.monitor_cgroup
-    )
+    suffix = cgroup.free_suffix(config, host, wish.name, system=system, monitor=wish.monitor_cgroup)
     return Facts(
         cgroup_suffix=suffix,
         cgroup_system=system,
@@ -105,18 +135,14 @@ def gather(
     )
 
 
-def _has_programs(config: Config) -> bool:
-    """Are there hooks or network scripts, which need an environment?"""
-    return config.mentions("lxc.hook") or network.has_scripts(config)
-
-
 def decide(config: Config, host: Host, wish: Wish, facts: Facts) -> Start:
     """The choices that several resources share. Raises ConfigError or HostError when the wish cannot be met."""
+    _refuse_contradictions(config)
     id_map = idmap.mappings(config)
     decision = facts.decision or _decision(config, host)
     if not host.privileged and not id_map and not decision.shared_flags & process.CLONE_NEWUSER:
         raise _needs_id_map(host)
-    root_uid, root_gid = idmap.container_root(id_map) if id_map else (0, 0)
+    root_uid, root_gid = _container_root(id_map) if id_map else (0, 0)
     section = config[Rootfs]
     console = terminal.wanted(config) if wish.console is None else wish.console
     return Start(
@@ -144,6 +170,20 @@ def decide(config: Config, host: Host, wish: Wish, facts: Facts) -> Start:
     )
 
 
+def _refuse_contradictions(config: Config) -> None:
+    """What rules.py knows, which most configurations have no use for."""
+    if _mentions("lxc.idmap", "lxc.prlimit", "lxc.net.1", "lxc.cgroup.dir")(config):
+        from atoll.lifecycle import rules
+
+        rules.refuse(config)
+
+
+def _container_root(id_map: tuple[IdMapping, ...]) -> tuple[int, int]:
+    from atoll.resources.idmap import container_root
+
+    return container_root(id_map)
+
+
 def _decision(config: Config, host: Host) -> namespaces.Decision:
     return namespaces.decide(
         config,
@@ -159,11 +199,17 @@ def new_start_id() -> str:
     return "".join(ID_DIGITS[byte % 36] for byte in os.urandom(8))
 
 
+def _execute_command(config: Config) -> str | None:
+    from atoll.resources.lifetime import Lifetime
+
+    return config[Lifetime].execute_command
+
+
 def _argv(config: Config, wish: Wish) -> tuple[str, ...]:
     if wish.argv:
         return wish.argv
     section = config[credentials.Init]
-    command = config[Lifetime].execute_command if wish.init_loop else section.cmd
+    command = _execute_command(config) if wish.init_loop else section.cmd
     if command:
         return tuple(word for word in command.split(" ") if word)
     if wish.init_loop:
@@ -192,7 +238,9 @@ def _argv_origin(config: Config, wish: Wish) -> Origin | None:
 
 
 def _needs_id_map(host: Host) -> HostError:
-    suggestion = idmap.subordinate_mapping(host)
+    from atoll.resources.idmap import subordinate_mapping
+
+    suggestion = subordinate_mapping(host)
     if not suggestion:
         return _no_subordinate_ids(host)
     lines = " and ".join(
@@ -245,6 +293,15 @@ def start(config: Config, host: Host, s: Start, facts: Facts, wish: Wish) -> Pla
     return plan
 
 
+def _monitor(config: Config, field: str, default: int) -> int:
+    """A number of lxc.monitor.*."""
+    if not config.mentions("lxc.monitor"):
+        return default
+    from atoll.resources.lifetime import Monitor
+
+    return int(getattr(config[Monitor], field))
+
+
 def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
     """One process, before the clone: all that init inherits."""
     config, host, s = c
@@ -255,11 +312,11 @@ def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
             states.listen(s),
             states.unshare(
                 s,
-                wanted=bool(config[Monitor].unshare),
+                wanted=bool(_monitor(config, "unshare", 0)),
                 origin=config.origin("lxc.monitor.unshare"),
             ),
             states.enter("STARTING"),
-            hooks.environment(*c, environ=dict(facts.environ)) if _has_programs(config) else None,
+            hooks.environment(*c, environ=dict(facts.environ)),
             hooks.run(*c, "pre-start"),
             terminal.host_console(*c),
             cgroup.prepare(*c, system=facts.cgroup_system),
@@ -278,7 +335,6 @@ def _prepare(c: Context, facts: Facts, wish: Wish) -> Phase:
 
 def _clone(c: Context, facts: Facts) -> Phase:
     """Init cannot be lost any more; the monitor gives it its ids and its cgroups."""
-    config, _host, _s = c
     return Phase(
         name="clone",
         init=flatten(
@@ -288,7 +344,7 @@ def _clone(c: Context, facts: Facts) -> Phase:
             credentials.signal_mask(*c),
         ),
         monitor=flatten(
-            hooks.child_environment(*c) if _has_programs(config) else None,
+            hooks.child_environment(*c),
             limits.core_scheduling(*c),
             namespaces.keep(*c) if _makes_links(c) else None,
             idmap.write(*c),
@@ -333,9 +389,17 @@ def _rootfs(c: Context, facts: Facts) -> Phase:
             mounts.device_tmpfs(*c),
             mounts.automatic(*c),
             mounts.fstab(*c, fstab_text=facts.fstab),
-            mounts.entries(*c, nesting=config[AppArmor].allow_nesting),
+            mounts.entries(*c, nesting=_allows_nesting(config)),
         ),
     )
+
+
+def _allows_nesting(config: Config) -> bool:
+    if not config.mentions("lxc.apparmor"):
+        return False
+    from atoll.resources.lsm import AppArmor
+
+    return config[AppArmor].allow_nesting
 
 
 def _mounts(c: Context) -> Phase:
@@ -408,7 +472,7 @@ def _ready(c: Context, facts: Facts, wish: Wish) -> Phase:
     return Phase(
         name="ready",
         init=flatten(
-            credentials.final(*c, death_signal=config[Monitor].death_signal),
+            credentials.final(*c, death_signal=_monitor(config, "death_signal", process.SIGKILL)),
             init.execute(
                 s,
                 listen_fds=facts.listen_fds,
@@ -434,7 +498,7 @@ def stopping(config: Config, host: Host, s: Start, *, target: str) -> Plan:
                 name="stop",
                 monitor=flatten(
                     states.enter("STOPPING"),
-                    hooks.stop_environment(*c, target=target) if _has_programs(config) else None,
+                    hooks.stop_environment(*c, target=target),
                     hooks.run(*c, "stop", target=target),
                 ),
             ),

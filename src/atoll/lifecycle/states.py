@@ -1,6 +1,6 @@
 """Steps by which a start tells the world: the command socket, the state, inherited descriptors.
 
-The states themselves and who hears of them are commands.py; the one who keeps them is monitor.py.
+The states themselves are in commands.py, who hears of them in server.py; the one who keeps them is monitor.py.
 """
 
 from __future__ import annotations

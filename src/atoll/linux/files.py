@@ -13,13 +13,13 @@ import fcntl
 import os
 import stat
 import struct
-import termios
 
 from atoll.linux import libc
 from atoll.linux.libc import entering, note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import termios
     from collections.abc import Sequence
     from typing import Final, Self
 
@@ -627,6 +627,16 @@ def _openpty(master: OwnedFd) -> tuple[OwnedFd, OwnedFd, str]:
     return master, terminal, f"pts/{number}"
 
 
+def open_peer(master: int) -> OwnedFd:
+    """The terminal of a pseudo-terminal's master: TIOCGPTPEER of ioctl_tty(2), which needs no path."""
+    entering("ioctl", master, "TIOCGPTPEER")
+    try:
+        return OwnedFd(fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as error:
+        note(error, f"ioctl(2): fd={master} request=TIOCGPTPEER")
+        raise
+
+
 def window_size(fd: int) -> tuple[int, int] | None:
     """Rows and columns of a terminal; None when `fd` is none. ioctl_tty(2)."""
     try:
@@ -652,6 +662,8 @@ def set_window_size(fd: int, rows: int, columns: int) -> None:
 
 def make_raw(fd: int) -> list[object]:
     """Set a terminal to raw mode as cfmakeraw(3) does; the old attributes, for restore_terminal."""
+    import termios  # a shared object, which most tools need not load
+
     try:
         old = termios.tcgetattr(fd)
     except termios.error as error:  # not an OSError, although it has an errno
@@ -678,6 +690,8 @@ def make_raw(fd: int) -> list[object]:
 
 def restore_terminal(fd: int, attributes: list[object]) -> None:
     """Set the attributes of a terminal once what was written to it is out; tcsetattr(3)."""
+    import termios
+
     while True:
         try:
             entering("tcsetattr", fd)

@@ -1,34 +1,67 @@
-"""The only user of ctypes: prototypes, errno, system call numbers by architecture, and the observer of calls.
+"""The only user of _ctypes: prototypes, errno, system call numbers by architecture, and the observer of calls.
 
 Not a binding of anything in particular: what the calls mean is in process, mount, files. Source of truth: syscall(2), the
 kernel's asm/unistd.h and CPython's C API for forking (PyOS_BeforeFork and its companions).
+
+The package ctypes is a face for the C module _ctypes; what we need of it is some lines, and without it every tool starts
+almost a millisecond earlier.
 """
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes as _module
 import errno
 import os
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
     from typing import Any, Final
 
     Buffer = ctypes.Array[ctypes.c_char]
 
-# One letter a type: the result first, then the arguments.
+_c: Any = _module
+
+
+def _simple(code: str) -> Any:
+    """A C type, by its letter in struct and ctypes."""
+    return type(f"c_{code}", (_c._SimpleCData,), {"_type_": code})  # noqa: SLF001 - as ctypes does
+
+
+# One letter a type in our prototypes: the result first, then the arguments.
 _TYPES: Final[dict[str, Any]] = {
     "v": None,
-    "i": ctypes.c_int,
-    "I": ctypes.c_uint,
-    "l": ctypes.c_long,
-    "L": ctypes.c_ulong,
-    "Q": ctypes.c_uint64,
-    "s": ctypes.c_char_p,
-    "p": ctypes.c_void_p,
+    "i": _simple("i"),
+    "I": _simple("I"),
+    "l": _simple("l"),
+    "L": _simple("L"),
+    "Q": _simple("Q"),
+    "s": _simple("z"),
+    "p": _simple("P"),
 }
+_Long: Final = _TYPES["l"]
+_Char: Final = _simple("c")
+
+
+def _function_type(flags: int) -> Any:
+    """A type of C functions, made of `(name, library)` or an address."""
+    flags |= _c.FUNCFLAG_CDECL | _c.FUNCFLAG_USE_ERRNO
+    return type("Function", (_c.CFuncPtr,), {"_flags_": flags, "_restype_": _TYPES["i"]})
+
+
+_Function: Final = _function_type(0)
+# The interpreter's lock is kept during the call: the child of a clone must be born holding it.
+_LockedFunction: Final = _function_type(_c.FUNCFLAG_PYTHONAPI)
+
+
+class _Handle:
+    """An open library (None: the process itself), in the shape that a function type wants."""
+
+    def __init__(self, soname: str | None) -> None:
+        self._handle = _c.dlopen(soname, 0)
+
 
 _PROTOTYPES: Final = {
     "fchownat": "iisIIi",
@@ -124,7 +157,7 @@ class Library:
     """
 
     def __init__(self, soname: str | None, prototypes: dict[str, str]) -> None:
-        self._library = ctypes.CDLL(soname, use_errno=True)
+        self._library = _Handle(soname)
         self._prototypes = prototypes
         self.resolved: dict[str, Callable[..., Any]] = {}
 
@@ -133,7 +166,7 @@ class Library:
         found = self.resolved.get(name)
         if found is None:
             kinds = [_TYPES[letter] for letter in self._prototypes[name]]
-            made = self._library[name]
+            made = _Function((name, self._library))
             made.restype = kinds[0]
             made.argtypes = kinds[1:]
             found = self.resolved[name] = made
@@ -141,16 +174,15 @@ class Library:
 
 
 _libc = Library(None, _PROTOTYPES)
-_syscall = ctypes.CDLL(None, use_errno=True)["syscall"]
-_syscall.restype = ctypes.c_long
+_here = _Handle(None)
+_syscall = _Function(("syscall", _here))
+_syscall.restype = _Long
 
-# PyDLL keeps the interpreter's lock during the call: the child of a clone must be born holding it.
-_python = ctypes.PyDLL(None, use_errno=True)
-_python_syscall = _python["syscall"]
-_python_syscall.restype = ctypes.c_long
-before_fork: Callable[[], object] = _python["PyOS_BeforeFork"]
-after_fork_parent: Callable[[], object] = _python["PyOS_AfterFork_Parent"]
-after_fork_child: Callable[[], object] = _python["PyOS_AfterFork_Child"]
+_locked_syscall = _LockedFunction(("syscall", _here))
+_locked_syscall.restype = _Long
+before_fork: Callable[[], object] = _LockedFunction(("PyOS_BeforeFork", _here))
+after_fork_parent: Callable[[], object] = _LockedFunction(("PyOS_AfterFork_Parent", _here))
+after_fork_child: Callable[[], object] = _LockedFunction(("PyOS_AfterFork_Child", _here))
 
 
 def errno_error(code: int) -> OSError:
@@ -167,7 +199,7 @@ def resolve() -> None:
 
 def last_error() -> OSError:
     """The OSError for what the last call of a function() of ours left in errno."""
-    return errno_error(ctypes.get_errno())
+    return errno_error(_c.get_errno())
 
 
 def function(name: str) -> Callable[..., int]:
@@ -199,29 +231,28 @@ def syscall(name: str, *args: int | bytes | Buffer | None) -> int:
     Integers are passed as long, bytes and buffers by address, None as NULL.
     """
     # Variadic: each argument must have the width of a register by itself.
-    words = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    result: int = _syscall(ctypes.c_long(number(name)), *words)
+    words = [_Long(arg) if isinstance(arg, int) else arg for arg in args]
+    result: int = _syscall(_Long(number(name)), *words)
     if result == -1:
-        raise errno_error(ctypes.get_errno())
+        raise errno_error(_c.get_errno())
     return result
 
 
 def clone3(arguments: bytes) -> int:
     """Make the raw system call, holding the interpreter's lock: the pid, 0 in the child, or -errno. Raises nothing."""
-    size = ctypes.c_long(len(arguments))
-    result: int = _python_syscall(ctypes.c_long(_NUMBERS["clone3"]), arguments, size)
-    return -ctypes.get_errno() if result == -1 else result
+    size = _Long(len(arguments))
+    result: int = _locked_syscall(_Long(_NUMBERS["clone3"]), arguments, size)
+    return -_c.get_errno() if result == -1 else result
 
 
-# ctypes forgets an array type together with its last instance, and to make one takes a fifth of a millisecond in a new child.
-_ARRAYS: Final = {size: ctypes.c_char * size for size in (4, 8, 16, 24)}
+# _ctypes forgets an array type together with its last instance, and to make one takes a fifth of a millisecond in a new child.
+_ARRAYS: Final[dict[int, Any]] = {size: _Char * size for size in (4, 8, 16, 24)}
 
 
 def buffer(content: int | bytes) -> Buffer:
     """Memory for the kernel to read or write: a number of zero bytes, or a copy of bytes without an end mark."""
     size = content if isinstance(content, int) else len(content)
-    kind = _ARRAYS.get(size)
-    memory = kind() if kind is not None else ctypes.create_string_buffer(size)
+    memory: Buffer = (_ARRAYS.get(size) or _Char * size)()
     if isinstance(content, bytes):
         memory.raw = content
     return memory
@@ -229,12 +260,14 @@ def buffer(content: int | bytes) -> Buffer:
 
 def address(memory: Buffer) -> int:
     """Where a buffer is. The buffer must be kept alive as long as the kernel may use it."""
-    return ctypes.addressof(memory)
+    return int(_c.addressof(memory))
 
 
 def poke(where: int, content: bytes) -> None:
     """Overwrite this process's memory."""
-    ctypes.memmove(where, content, len(content))
+    move = _Function(_c._memmove_addr)  # noqa: SLF001 - as ctypes.memmove does
+    move.restype, move.argtypes = _TYPES["p"], (_TYPES["p"], _TYPES["s"], _TYPES["L"])
+    move(where, content, len(content))
 
 
 def encode(text: str | None) -> bytes | None:

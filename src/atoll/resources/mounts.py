@@ -1,6 +1,6 @@
 """Mounts inside a container: the automatic ones, lxc.mount.fstab, lxc.mount.entry, and its /dev.
 
-Not the root file system (rootfs.py), cgroup mounts (cgroup/) and terminals (terminal.py). All steps run in init's new mount
+Not the root file system (rootfs.py), cgroup mounts (cgroup/) and terminals (terminal/). All steps run in init's new mount
 namespace before the pivot: the host's tree is at "/", the container's beneath the ROOTFS descriptor.
 Source of truth: reference of LXC, sections 3.1, 3.2 and 3.5; mount(2), getmntent(3), mount_namespaces(7).
 

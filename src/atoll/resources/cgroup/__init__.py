@@ -14,25 +14,7 @@ from atoll.config.keys import Kind, Section, flag, key, pairs, simplify, text
 from atoll.errors import ConfigError, HostError
 from atoll.linux.process import CLONE_NEWNS
 from atoll.records import Record
-from atoll.resources.cgroup.driver import CLONED_INTO, PAYLOAD, PAYLOAD_FD, Payload
-from atoll.resources.cgroup.questions import (
-    HYBRID,
-    LEGACY,
-    NO_LAYOUT,
-    UNIFIED,
-    V1_MAGIC,
-    V2_MAGIC,
-    Statistics,
-    attach,
-    cgroup2_fd,
-    clone_fd,
-    controller_fd,
-    get_cgroup,
-    layout_number,
-    payload_fds,
-    payload_paths,
-    statistics,
-)
+from atoll.resources.cgroup.driver import CLONED_INTO, PAYLOAD, PAYLOAD_FD, Line, Payload, clone_fd
 from atoll.resources.cgroup.steps import (
     CreateMonitorCgroup,
     CreatePayloadCgroup,
@@ -49,20 +31,48 @@ from atoll.resources.cgroup.steps import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from atoll.config.text import Config
     from atoll.errors import Origin
     from atoll.host import Hierarchy, Host
     from atoll.plan import HostStep, InitStep, Start
+    from atoll.resources.cgroup.questions import (
+        HYBRID,
+        LEGACY,
+        NO_LAYOUT,
+        UNIFIED,
+        V1_MAGIC,
+        V2_MAGIC,
+        Statistics,
+        attach,
+        cgroup2_fd,
+        controller_fd,
+        get_cgroup,
+        layout_number,
+        payload_fds,
+        payload_paths,
+        statistics,
+        thaw,
+    )
 
 __all__ = [
     "CLONED_INTO", "HYBRID", "LEGACY", "NO_LAYOUT", "PAYLOAD", "PAYLOAD_FD", "UNIFIED", "V1_MAGIC", "V2_MAGIC", "Cgroup",
     "CgroupSystem", "ControllerError", "Payload", "Statistics", "attach", "cgroup2_fd", "clone_fd", "controller_fd", "enter",
     "finish", "free_suffix", "get_cgroup", "join", "layout_number", "mounts", "payload_fds", "payload_paths", "prepare",
-    "statistics",
+    "statistics", "thaw",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """The questions, loaded when the first one is asked."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from atoll.resources.cgroup import questions
+
+    return getattr(questions, name)
+
 
 SUFFIXES: Final = 1000
 V2_CONTROLLERS: Final = (
@@ -226,12 +236,15 @@ def prepare(
         each = hierarchies[0]
         directory = each.mount + each.base
         steps.append(EnableControllers(directory=directory, controllers=each.controllers))
+    limits = _limits(config, host, hierarchies)
+    if host.layout == "hybrid":
+        steps += _controllers_wanted(limits, hierarchies[-1])
     payload = Payload(hierarchies=hierarchies, path=names.payload, inner=names.inner)
     steps.append(
         CreatePayloadCgroup(hierarchies=hierarchies, path=names.payload, inner=names.inner)
     )
-    steps += _absent_generation(config, host)
-    steps += [limit for limit in _legacy_limits(config, payload) if not limit.devices]
+    steps += limits.skipped
+    steps += [limit for limit in _legacy_limits(limits, payload) if not limit.devices]
     return tuple(steps)
 
 
@@ -258,10 +271,10 @@ def enter(
     steps: list[HostStep] = []
     if start.shared_namespaces & CLONE_NEWNS:
         steps.append(EnterPayloadCgroup())
-    if host.layout == "unified":
+    if hierarchies[-1].version == 2:
         names = _names(config, start.name, start.cgroup_suffix, system)
         payload = Payload(hierarchies=hierarchies, path=names.payload, inner=names.inner)
-        steps += _unified_limits(config, payload)
+        steps += _unified_limits(_limits(config, host, hierarchies), payload)
     if start.id_map:
         steps.append(DelegateCgroup(uid=_owner(host, start), gid=start.root_gid))
     return tuple(steps)
@@ -274,12 +287,13 @@ def finish(
 
     lxc: none with an inner directory; there, where they are out of the container's reach, they are set too.
     """
-    if not config[Cgroup].legacy:
+    hierarchies = _hierarchies(config, host, system)
+    if not hierarchies or hierarchies[0].version == 2:
         return ()
     names = _names(config, start.name, start.cgroup_suffix, system)
-    hierarchies = _hierarchies(config, host, system)
     payload = Payload(hierarchies=hierarchies, path=names.payload, inner=names.inner)
-    return tuple([limit for limit in _legacy_limits(config, payload) if limit.devices])
+    limits = _limits(config, host, hierarchies)
+    return tuple([limit for limit in _legacy_limits(limits, payload) if limit.devices])
 
 
 def mounts(
@@ -390,78 +404,130 @@ def _owner(host: Host, start: Start) -> int:
 class ControllerError(HostError):
     """A limit whose controller this machine does not offer; `origin` is its configuration line."""
 
-    def __init__(self, line: str, why: str, *, origin: Origin, fix: str, missing: str) -> None:
+    def __init__(
+        self, line: str, why: str, *, origin: Origin | None, fix: str | None, missing: str
+    ) -> None:
         super().__init__(f"cannot set {line}: {why}", fix=fix, missing=missing)
         self.origin = origin
 
 
-def _lines(config: Config, prefix: str) -> Iterator[tuple[str, str, Origin]]:
-    """(file, value, origin) of each limit of one generation ("lxc.cgroup" or "lxc.cgroup2"), in order."""
+class _Limits(Record):
+    """What is written, each in the generation that this host has, and the steps that tell what needs no writing."""
+
+    lines: tuple[Line, ...] = ()
+    skipped: tuple[SkipLimits, ...] = ()
+
+
+def _lines(config: Config) -> list[Line]:
+    """Every limit, those of v1 first, in order."""
     section = config[Cgroup]
-    pairs_set = section.legacy if prefix == "lxc.cgroup" else section.unified
-    for (file, value), origin in zip(pairs_set, config.origins(f"{prefix}.*"), strict=True):
-        yield file, value, origin
-
-
-def _refuse_limits(config: Config) -> None:
-    for prefix in ("lxc.cgroup", "lxc.cgroup2"):
-        for file, value, origin in _lines(config, prefix):
-            raise ControllerError(
-                f"{prefix}.{file} = {value}",
-                "there is no cgroup hierarchy that we may write to",
-                origin=origin,
-                missing=file.partition(".")[0],
-                fix="have a cgroup delegated to you, or remove the line",
-            )
-
-
-def _absent_generation(config: Config, host: Host) -> list[HostStep]:
-    """Limits of the generation that this layout does not have: configurations are shared between machines.
-
-    lxc: on a hybrid layout cgroup2's are left out even where its cgroup2 has the controller.
-
-    A user who set the same controller for the present generation too (Debian's common.conf) need not be warned.
-    """
-    unified = host.layout == "unified"
-    there = "lxc.cgroup2" if unified else "lxc.cgroup"
-    absent = "lxc.cgroup" if unified else "lxc.cgroup2"
-    lines = list(_lines(config, absent))
-    if not lines:
-        return []
-    covered = {_controller(file) for file, _value, _origin in _lines(config, there)}
-    extra = [line for line in lines if _controller(line[0]) not in covered]
-    file, _value, origin = (extra or lines)[0]
+    both = ((1, section.legacy, "lxc.cgroup.*"), (2, section.unified, "lxc.cgroup2.*"))
     return [
-        SkipLimits(
-            limit=f"{absent}.{file}",
-            more=len(extra or lines) - 1,
-            why=f"this machine has a {host.layout} cgroup layout",
-            loud=bool(extra),
-            origin=origin,
+        Line(generation=generation, file=file, value=value, origin=origin)
+        for generation, limits, name in both
+        for (file, value), origin in zip(
+            limits, config.origins(name) if limits else (), strict=True
         )
     ]
 
 
-def _controller(file: str) -> str:
-    """The controller that a file belongs to; block I/O has another name in each generation."""
-    name = file.partition(".")[0]
-    return "io" if name == "blkio" else name
+def _limits(config: Config, host: Host, hierarchies: tuple[Hierarchy, ...]) -> _Limits:
+    """What becomes of each limit: configurations are shared between machines, and Debian's common.conf says all of it twice.
+
+    A line of the generation in which this host has not got the controller is left out where the other one sets the same, else
+    translated (lxc: left out with a warning). Raises ControllerError where it has no equal.
+    """
+    lines = _lines(config)
+    if not lines:
+        return _Limits()
+    version = _versions(host, hierarchies)
+    native = [line for line in lines if version(line.file) == line.generation]
+    here = {(line.file, line.value) for line in native}
+    foreign = [line for line in lines if version(line.file) != line.generation]
+    twice = [line for line in foreign if (line.file, line.value) in here]
+    skipped = _skip([(line, "the other generation of the key says the same") for line in twice])
+    if len(twice) == len(foreign):  # nothing to translate: the table need not be loaded
+        return _Limits(lines=tuple(native), skipped=skipped)
+    from atoll.resources.cgroup import translate
+
+    rest = [line for line in foreign if (line.file, line.value) not in here]
+    outcome = translate.resolve(rest, native)
+    for refused in outcome.refused:
+        raise ControllerError(
+            str(refused.line),
+            refused.why,
+            origin=refused.line.origin,
+            missing=refused.line.file,
+            fix=refused.fix,
+        )
+    return _Limits(lines=(*native, *outcome.lines), skipped=(*skipped, *_skip(outcome.left_out)))
 
 
-def _legacy_limits(config: Config, payload: Payload) -> list[SetLegacyLimit]:
+def _versions(host: Host, hierarchies: tuple[Hierarchy, ...]) -> Callable[[str], int]:
+    """In which generation this host has the controller of a file; its main one where it has it nowhere."""
+    found = {_bare(name): each.version for each in hierarchies for name in each.controllers}
+    main = 2 if host.layout == "unified" else 1
+    found["cgroup"] = hierarchies[-1].version  # files of the core, which v1 lacks
+    found.setdefault("devices", hierarchies[-1].version)  # in cgroup2 it is no controller but a program
+    for one, other in (("io", "blkio"), ("cpuacct", "cpu")):
+        either = found.get(one) or found.get(other) or main
+        found[one] = found[other] = either
+
+    return lambda file: found.get(file.partition(".")[0], main)
+
+
+def _skip(left_out: Sequence[tuple[Line, str]]) -> tuple[SkipLimits, ...]:
+    """One step for each reason."""
+    by_reason: dict[str, list[Line]] = {}
+    for line, why in left_out:
+        by_reason.setdefault(why, []).append(line)
+    return tuple(
+        SkipLimits(
+            limit=str(lines[0]).partition(" = ")[0],
+            more=len(lines) - 1,
+            why=why,
+            loud=False,
+            origin=lines[0].origin,
+        )
+        for why, lines in by_reason.items()
+    )
+
+
+def _controllers_wanted(limits: _Limits, hierarchy: Hierarchy) -> list[HostStep]:
+    """Of a hybrid layout's cgroup2, the controllers that limits need; systemd leaves them disabled."""
+    names = {line.file.partition(".")[0] for line in limits.lines if line.generation == 2}
+    wanted = tuple([name for name in hierarchy.controllers if name in names])
+    directory = hierarchy.mount + hierarchy.base
+    return [EnableControllers(directory=directory, controllers=wanted)] if wanted else []
+
+
+def _refuse_limits(config: Config) -> None:
+    for line in _lines(config):
+        raise ControllerError(
+            str(line),
+            "there is no cgroup hierarchy that we may write to",
+            origin=line.origin,
+            missing=line.file.partition(".")[0],
+            fix="have a cgroup delegated to you, or remove the line",
+        )
+
+
+def _legacy_limits(limits: _Limits, payload: Payload) -> list[SetLegacyLimit]:
     """v1 limits in order, but that on memory and swap together last: it must not be below that on memory."""
     present = [each for each in payload.hierarchies if each.version == 1]
     steps: list[SetLegacyLimit] = []
     if not present:
         return steps
-    for file, value, origin in _lines(config, "lxc.cgroup"):
-        controller = file.partition(".")[0]
+    for line in limits.lines:
+        if line.generation == 2:
+            continue
+        file, controller = line.file, line.file.partition(".")[0]
         hierarchy = next((each for each in present if controller in each.controllers), None)
         if hierarchy is None:
             raise ControllerError(
-                f"lxc.cgroup.{file} = {value}",
+                _as_written(line),
                 f"no cgroup v1 hierarchy here has the controller {controller}",
-                origin=origin,
+                origin=line.origin,
                 missing=controller,
                 fix=f"remove the line; available are: {_offered(present)}",
             )
@@ -469,27 +535,40 @@ def _legacy_limits(config: Config, payload: Payload) -> list[SetLegacyLimit]:
         if controller == "cpuset" and payload.inner:  # a cpuset is not inherited: outer first
             directories.append(payload.directory(hierarchy))
         steps.append(
-            SetLegacyLimit(file=file, value=value, directories=tuple(directories), origin=origin)
+            SetLegacyLimit(
+                file=file,
+                value=line.value,
+                directories=tuple(directories),
+                origin=line.origin,
+            )
         )
     return sorted(steps, key=lambda step: step.file == "memory.memsw.limit_in_bytes")
+
+
+def _as_written(line: Line) -> str:
+    """The line of the configuration, which is another one where this is its translation."""
+    return line.origin.text if line.origin is not None else str(line)
 
 
 def _offered(hierarchies: Sequence[Hierarchy]) -> str:
     return " ".join(sorted({c for each in hierarchies for c in each.controllers})) or "none"
 
 
-def _unified_limits(config: Config, payload: Payload) -> list[HostStep]:
-    hierarchy = payload.hierarchies[0]
+def _unified_limits(limits: _Limits, payload: Payload) -> list[HostStep]:
+    hierarchy = payload.hierarchies[-1]
     steps: list[HostStep] = []
-    devices: list[tuple[str, Origin]] = []
-    for file, value, origin in _lines(config, "lxc.cgroup2"):
+    devices: list[tuple[str, Origin | None]] = []
+    for line in limits.lines:
+        if line.generation == 1:
+            continue
+        file, value, origin = line.file, line.value, line.origin
         controller = file.partition(".")[0]
         if controller == "devices":
             devices.append((file, origin))
             continue
         if _is_missing(file, hierarchy):
             raise ControllerError(
-                f"lxc.cgroup2.{file} = {value}",
+                _as_written(line),
                 f"the controller {controller} is not available in {hierarchy.mount}{hierarchy.base}",
                 origin=origin,
                 missing=controller,

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Protocol
 
+    from atoll.errors import Origin
     from atoll.host import Hierarchy
     from atoll.linux.files import OwnedFd
+    from atoll.plan import Handler
 
     class Driver(Protocol):
         """One generation of cgroups: functions on the directory of a cgroup (the modules legacy and unified)."""
@@ -58,6 +60,23 @@ if TYPE_CHECKING:
             """What is counted, by name: cpu blkio memory kernel."""
 
 
+class Line(Record):
+    """`lxc.cgroup.FILE = VALUE` (generation 1) or `lxc.cgroup2.FILE = VALUE` (2).
+
+    `origin` is its line, also where it is a translation of what stands there.
+    """
+
+    generation: int
+    file: str
+    value: str
+    origin: Origin | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{'lxc.cgroup2' if self.generation == 2 else 'lxc.cgroup'}.{self.file} = {self.value}"
+        )
+
+
 class Payload(Record):
     """The container's cgroups: `path`, below the base of each hierarchy, has the limits, `path`/`inner` the processes."""
 
@@ -81,6 +100,15 @@ MONITOR: Slot[int] = Slot("process in the monitor cgroup")
 """The process that EnterMonitorCgroup moved: ourselves, unless recovery runs the inverse."""
 ENABLED: Slot[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Slot("enabled controllers")
 """Directory -> the controllers that we handed down there, and the children that it had at the time."""
+
+
+def clone_fd(h: Handler) -> int | None:
+    """The payload's cgroup2 directory, to clone init into (clone3, CLONE_INTO_CGROUP); None without cgroup2.
+
+    Hybrid hosts too: being born in it spares the kernel the half millisecond of a move. Who uses it fills CLONED_INTO.
+    """
+    fd = h.get(PAYLOAD_FD)
+    return None if fd is None else fd.fileno()
 
 
 def driver(version: int) -> Driver:

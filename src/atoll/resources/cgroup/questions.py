@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 
+from atoll.errors import reason
 from atoll.linux import files, proc
+from atoll.log import get_logger
 from atoll.records import Record
-from atoll.resources.cgroup.driver import PAYLOAD, PAYLOAD_FD, driver
+from atoll.resources.cgroup.driver import PAYLOAD, driver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from atoll.host import Hierarchy, Host
     from atoll.linux.files import OwnedFd
     from atoll.plan import Handler
+
+log = get_logger(__name__)
 
 LEGACY: Final = 0
 HYBRID: Final = 1
@@ -89,15 +93,6 @@ def attach(host: Host, paths: Mapping[str, str], pid: int) -> None:
                 raise
 
 
-def clone_fd(h: Handler) -> int | None:
-    """The payload's cgroup2 directory, to clone init into (clone3, CLONE_INTO_CGROUP); None without cgroup2.
-
-    Hybrid hosts too: being born in it spares the kernel the half millisecond of a move. Who uses it fills CLONED_INTO.
-    """
-    fd = h.get(PAYLOAD_FD)
-    return None if fd is None else fd.fileno()
-
-
 def layout_number(h: Handler) -> int:
     """LXC's number of this container's layout: LEGACY 0, HYBRID 1, UNIFIED 2; NO_LAYOUT -1 without cgroups."""
     return _LAYOUTS.get(frozenset(each.version for each in _hierarchies(h)), NO_LAYOUT)
@@ -139,6 +134,19 @@ def controller_fd(
         return None
     magic = V1_MAGIC if hierarchy.version == 1 else V2_MAGIC
     return magic, _open(h, hierarchy, limits=limits)
+
+
+def thaw(h: Handler) -> None:
+    """Wake a container that is to be killed: a process in a frozen v1 cgroup cannot die before (freezer-subsystem.rst)."""
+    for hierarchy in _hierarchies(h):
+        directory = h[PAYLOAD].directory(hierarchy)
+        try:
+            if hierarchy.version == 2:
+                files.write_text(f"{directory}/cgroup.freeze", "0")
+            elif "freezer" in hierarchy.controllers:
+                files.write_text(f"{directory}/freezer.state", "THAWED")
+        except OSError as error:
+            log.debug("cannot thaw %s: %s", directory, reason(error))
 
 
 def _hierarchies(h: Handler) -> tuple[Hierarchy, ...]:
