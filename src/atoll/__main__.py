@@ -58,14 +58,28 @@ def _command(argv: Sequence[str]) -> int:
 def console() -> NoReturn:
     """What the installed command calls: main, and out at once; tearing the interpreter down costs 3 ms."""
     gc.set_threshold(20_000)  # nothing that a tool loads is garbage; to look for some costs 2 ms
+    _reserve_standard_descriptors()
     _forget_coercion()
     try:
         status = main()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except OSError:  # what print left in the buffers cannot be written
         status = EXIT_FAILURE
     os._exit(status)
+
+
+def _reserve_standard_descriptors() -> None:
+    """Where 0, 1 or 2 is closed (`<&-`), take its number, or a socket of ours would get it and pass for the command's input.
+
+    An O_PATH descriptor can be neither read nor written: to the command it is as if it were closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", os.O_PATH), True)
 
 
 def _forget_coercion() -> None:

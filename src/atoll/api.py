@@ -428,11 +428,14 @@ def run(
     stdin: int | None = None,
     host: Host | None = None,
     capture: bool = True,
+    init: bool = True,
 ) -> Result:
     """Run a command in a new container and return what it left, when everything is taken back.
 
     The calling process becomes the monitor meanwhile, so it must have one thread; its signals and cgroup stay as they are.
-    `stdin` is a descriptor (None: /dev/null). With `capture` false the output goes to the caller's own 1 and 2.
+    `stdin` is a descriptor (None: /dev/null). With `capture` false the output goes to the caller's own 1 and 2. `host`: what
+    host.probe() said before, which spares half a millisecond. With `init` false the command is process 1 itself, as under
+    `docker run`: nobody reaps its orphans, and the kernel ignores every signal that it has no handler for.
     Raises AtollError when the container or the command cannot be started.
     """
     began = time.monotonic()
@@ -453,7 +456,7 @@ def run(
     stdio = (null, *collector.writers) if collector is not None else (null, 1, 2)
     wish = container.wish(
         argv,
-        init_loop=True,
+        init_loop=init,
         stdio=stdio,
         console=False,
         monitor_cgroup=False,

@@ -98,21 +98,17 @@ def _unescaped(text: str) -> bytes:
 
 # ------------------------------------------------------------------------------------- two oracles
 class Lxc:
-    """Debian's answers: one process for all questions, started again when LXC takes it down."""
+    """Debian's answers: one process for all questions, with a scratch directory for what LXC writes as it reads."""
 
     def __init__(self, directory: str) -> None:
-        self.directory = directory
-        self.process = self._start()
-
-    def _start(self) -> subprocess.Popen[str]:
-        script = f"{os.path.dirname(CORPUS)}/lxc_answers.py"
-        return subprocess.Popen(
-            ["/usr/bin/python3", script, self.directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=open('/work/lxcerr','a'), text=True, env=tools.environment(), cwd=self.directory,
-        )  # fmt: skip  # LXC opens lxc.log.file as it reads it: what is relative belongs in the scratch directory
+        self.log = open(f"{directory}/stderr", "w+", encoding="utf-8", errors="replace")
+        self.process = subprocess.Popen(
+            ["/usr/bin/python3", f"{os.path.dirname(CORPUS)}/lxc_answers.py", directory], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.log, text=True, env=tools.environment(), cwd=directory,
+        )  # fmt: skip
 
     def ask(self, *question: str) -> Answer:
-        """One question; "crash" when LXC died of it."""
+        """One question. Fails the test when LXC dies of it."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -123,23 +119,16 @@ class Lxc:
         except BrokenPipeError:
             line = ""
         if not line:
-            self.close()
-            status = self.process.returncode
-            self.process = self._start()
-            print("DEBUG", question, status, file=__import__("sys").stderr)
-            return f"crash, status {status}"
+            status = self.process.wait()
+            self.log.seek(0)
+            pytest.fail(f"LXC died of {question} with status {status}: {self.log.read()[-2000:]}")
         answer: Answer = json.loads(line)
         return answer
 
     def close(self) -> None:
         """End the process."""
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    pass
-        self.process.wait()  # it ends with its standard input
+        with self.process, self.log:
+            pass
 
 
 class Ours:

@@ -219,7 +219,7 @@ def test_stop(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
     told = f"{world.rootfs}/tmp/told"
     tools.write(f"{world.rootfs}/bin/telling", tools.QUICK_INIT.replace("exit 0", "echo told >/tmp/told; exit 0"), 0o755)
     starter.start("one", "--", "/bin/telling")
-    _await_ready(starter)
+    tools.await_ready(starter.pid("one"))
     assert user.run("lxc-stop -n one -t 10") == tools.Done(0, "", "")
     assert starter.state("one") == "STOPPED"
     os.unlink(told)  # the signal arrived: it was not killed
@@ -240,7 +240,7 @@ def test_reboot(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
     """lxc-stop -r: the same monitor goes on with a new init; who waits for STOPPED hears of it."""
     _world, starter, user = fresh
     starter.start("one")
-    _await_ready(starter)
+    tools.await_ready(starter.pid("one"))
     before = user.pid("one")
     monitor = _parent(before)
     assert user.run("lxc-stop -r -n one -t 10") == tools.Done(0, "", "")
@@ -248,11 +248,6 @@ def test_reboot(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
     after = starter.pid("one")
     assert after != before
     assert _parent(after) == monitor
-
-
-def _await_ready(by: tools.Tools) -> None:
-    """The init has set its traps: it opens its fifo after that."""
-    tools.until(lambda: "/tmp/never" in by.inside("one", "ls", "-l", "/proc/1/fd"), "the init is ready")
 
 
 def _parent(pid: int) -> int:

@@ -23,16 +23,13 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__f
 DIFFERENCES = f"{REPOSITORY}/docs/differences.md"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOTFS_DIRECTORIES = ("bin", "sbin", "dev", "proc", "sys", "etc", "tmp", "root", "mnt", "run", "var", "home")
-# Ends at once when asked to, as no busybox init does, and has no child that could confuse a list of processes.
+# Ends at once when asked to, as no busybox init does. Ready when it has a child.
 QUICK_INIT = """\
 #!/bin/sh
 trap 'exit 0' PWR TERM
 trap 'reboot -f' INT
 trap 'exit 7' USR1
-mkfifo /tmp/never.$(hostname) 2>/dev/null
-echo ready >/dev/console
-exec 3<>/tmp/never.$(hostname)
-while :; do read line <&3; done
+while :; do sleep 100000 & wait; done
 """
 
 
@@ -223,6 +220,11 @@ def until(fact: Callable[[], object], what: str, patience: float = 10.0) -> None
         assert time.monotonic() < deadline, f"waited {patience} s in vain: {what}"
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
+
+
+def await_ready(pid: int) -> None:
+    """Wait until a QUICK_INIT has set its traps."""
+    until(lambda: read(f"/proc/{pid}/task/{pid}/children"), "the init is ready")
 
 
 def launcher() -> list[str]:

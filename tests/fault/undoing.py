@@ -41,19 +41,21 @@ class Sabotage:
 
     def install(self, times: int) -> None:
         self.left = times
-        self.cls.apply = lambda step, h: self(step, h)
+        self.cls.apply = lambda step, h: self(step, h)  # noqa: PLW0108 - a function binds to the step, an object does not
 
     def remove(self) -> None:
         self.cls.apply = self.apply
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """The same object of the host; a link's name and address are new for each start, but not the number at its end."""
-    return all(
-        str(one[key])[-1:] == str(other[key])[-1:] if key == "name" else one[key] == other[key]
-        for key in one
-        if key not in ("mac", "host_end", "origin")
-    )
+    """The same object of the host; a link's address and the name that is made for it are new for each start."""
+
+    def lasting(fields: dict[str, Any]) -> dict[str, Any]:
+        made = str(fields.get("name", "")).startswith("veth")
+        new = ("mac", "host_end", "origin", *(("name",) if made else ()))
+        return {key: value for key, value in fields.items() if key not in new}
+
+    return lasting(one) == lasting(other)
 
 
 def recorded_inverses(made: api.Container) -> list[HostStep]:
@@ -113,13 +115,15 @@ def _carried(made: api.Container, sabotage: Sabotage, total: int) -> list[str]:
 
 
 def _failing_start(made: api.Container, sabotage: Sabotage, total: int) -> list[str]:
-    sabotage.install(2 if sabotage.cls.__name__ == "KillInit" else 1)  # a failed start tries that at once
+    sabotage.install(1)
     last = made.plan(made.wish()).placed()[-1]
     try:
         world.start_here(made, [FaultAt(last.number, "before")])
     except errors.StepError as error:
         if error.restored is None:
             return ["the error does not say what was taken back"]
+        if sabotage.cls.__name__ == "KillInit":  # tried at once, and again with the rest
+            return [] if error.restored == errors.Restored(total=total, undone=total) else [f"host {error.restored}"]
         return _reported(error.restored, sabotage, total) or _kept(made, sabotage) or _recovered(made, 1)
     return ["the start succeeded"]
 

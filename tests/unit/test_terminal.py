@@ -159,10 +159,7 @@ def test_many_ttys_travel_in_several_frames():
 
 def leases(count):
     h = Handler()
-    ptys = [
-        terminal.Pty(ptmx=files.openpty()[0], name=f"pts/{n}")
-        for n in range(count)
-    ]
+    ptys = [terminal.Pty(ptmx=files.openpty()[0], name=f"pts/{n}") for n in range(count)]
     h[terminal.TTYS] = tuple(ptys)
     return TtyLeases(h), ptys
 

@@ -20,8 +20,6 @@ from atoll.resources import mounts, namespaces, storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from atoll.config.text import Config
     from atoll.errors import Origin
     from atoll.host import Host
@@ -50,24 +48,22 @@ class Finding(Record):
 
 def refusals(
     config: Config, host: Host, *, name: str = "checked", lxcpath: str | None = None
-) -> Iterator[AtollError]:
-    """The errors that a start on `host` would have before its first step, each once.
+) -> tuple[tuple[AtollError, ...], Config]:
+    """The errors that a start on `host` would have before its first step, each once; and what is left without their lines.
 
     Without a line to blame the first of them is the last.
     """
-    told: set[tuple[str | None, str]] = set()
+    told: dict[tuple[str | None, str], AtollError] = {}
     for _attempt in range(ATTEMPTS):
         result = plan(config, host, name=name, lxcpath=lxcpath or host.lxcpath)
         if isinstance(result, Plan):
-            return
-        key = getattr(result, "key", None)
-        if (key, result.message) not in told:
-            told.add((key, result.message))
-            yield result
+            break
+        told.setdefault((getattr(result, "key", None), result.message), result)
         smaller = config.omit(_blamed(config, result))
         if len(smaller.assignments) == len(config.assignments):
-            return
+            break
         config = smaller
+    return tuple(told.values()), config
 
 
 def plan(config: Config, host: Host, *, name: str, lxcpath: str) -> Plan | AtollError:

@@ -371,7 +371,7 @@ def _await_init(
         await_reached(h, part.phase, places, observers)
     except OSError as error:
         what = f"cannot talk to init in phase {part.phase}: {reason(error)}"
-        raise HostError(what, errno=error.errno) from error
+        raise _blame_init(HostError(what, errno=error.errno), part.phase, places) from error
 
 
 def _let_go(h: Handler, part: Part) -> None:
@@ -435,8 +435,13 @@ def _silence(h: Handler, phase: str, places: Sequence[Placed]) -> AtollError:
     status = process.wait_pidfd(h[CHILD].pidfd.fileno(), reap=False)
     what = _death(status)
     phase = _last_phase(h[CHILD].pid) or phase
-    mine = [p for p in places if p.phase == phase and p.side == INIT]
     error = HostError(f"init {what} in phase {phase} without saying why")
+    return _blame_init(error, phase, places)
+
+
+def _blame_init(error: HostError, phase: str, places: Sequence[Placed]) -> AtollError:
+    """As far as it is known: init's last step in the phase."""
+    mine = [p for p in places if p.phase == phase and p.side == INIT]
     return blame(error, mine[-1], total=len(places)) if mine else error
 
 

@@ -468,7 +468,9 @@ def _versions(host: Host, hierarchies: tuple[Hierarchy, ...]) -> Callable[[str],
     found = {_bare(name): each.version for each in hierarchies for name in each.controllers}
     main = 2 if host.layout == "unified" else 1
     found["cgroup"] = hierarchies[-1].version  # files of the core, which v1 lacks
-    found.setdefault("devices", hierarchies[-1].version)  # in cgroup2 it is no controller but a program
+    found.setdefault(
+        "devices", hierarchies[-1].version
+    )  # in cgroup2 it is no controller but a program
     for one, other in (("io", "blkio"), ("cpuacct", "cpu")):
         either = found.get(one) or found.get(other) or main
         found[one] = found[other] = either

@@ -476,19 +476,24 @@ def _create(hierarchies: Sequence[Hierarchy], path: str, inner: str = "") -> Non
 
 
 def _create_one(hierarchy: Hierarchy, path: str, inner: str, made: list[str]) -> None:
-    generation = driver(hierarchy.version)
     parent = hierarchy.mount + hierarchy.base
     if "/" in path:
-        parent = _create_leading(hierarchy, path, generation)
+        parent = _create_leading(hierarchy, path, driver(hierarchy.version))
     directory = f"{parent}/{path.rpartition('/')[2]}"
     _make_new(directory)
     made.append(directory)
-    generation.adopt(parent, directory, hierarchy.controllers)
+    _adopt(hierarchy, parent, directory)
     if inner:
-        generation.enable(directory, hierarchy.controllers)
+        driver(hierarchy.version).enable(directory, hierarchy.controllers)
         files.mkdir(f"{directory}/{inner}", MODE)
         made.append(f"{directory}/{inner}")
-        generation.adopt(directory, f"{directory}/{inner}", hierarchy.controllers)
+        _adopt(hierarchy, directory, f"{directory}/{inner}")
+
+
+def _adopt(hierarchy: Hierarchy, parent: str, directory: str) -> None:
+    """Make a new cgroup usable; a cgroup2 is, and then its driver need not be loaded."""
+    if hierarchy.version == 1:
+        driver(1).adopt(parent, directory, hierarchy.controllers)
 
 
 def _make_new(directory: str) -> None:

@@ -147,7 +147,8 @@ def _equal(line: Line, where: Context) -> Written:
 
 def _matches(file: str, pattern: str) -> bool:
     head, _star, tail = pattern.partition("*")
-    return file.startswith(head) and file.endswith(tail) and len(file) > len(head) + len(tail)
+    word = file.removeprefix(head).removesuffix(tail)
+    return bool(word) and "." not in word and file == f"{head}{word}{tail}"
 
 
 def _renamed(to: str) -> Translator:
