@@ -80,7 +80,7 @@ def observe(observer: Observer) -> None:
     def observed(made: api.Container, wish: Any, **given: Any) -> Any:
         return request(made, wish, observers=(*given.pop("observers"), observer), **given)
 
-    api.Container.request = observed  # type: ignore[method-assign]  # in a child process, for its one start
+    api.Container.request = observed  # type: ignore[method-assign, assignment]  # in a child process, for its one start
 
 
 class Steps:

@@ -66,7 +66,7 @@ def recorded_inverses(made: api.Container) -> list[HostStep]:
         found.append(inverse)
         intend(journal, number, inverse)
 
-    Journal.intend = noting  # type: ignore[method-assign]
+    Journal.intend = noting  # type: ignore[method-assign, assignment]
     try:
         world.start_here(made)
     finally:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import termios
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pexpect
 import pytest
@@ -53,12 +53,13 @@ class Tool:
             self.words = ["setpriv", *ids, *command]
         self.before = snapshot.HostSnapshot.take("/mnt")
 
-    def start(self, *words: str, **more: object) -> subprocess.Popen[bytes]:
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    def start(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         options |= {"env": self.environment, "start_new_session": True} | more
-        return subprocess.Popen([*self.words, *words], **options)
+        process: subprocess.Popen[bytes] = subprocess.Popen([*self.words, *words], **options)
+        return process
 
-    def tool(self, *words: str, data: bytes | None = None, **more: object) -> tuple[int, str, str]:
+    def tool(self, *words: str, data: bytes | None = None, **more: Any) -> tuple[int, str, str]:
         """Any tool: status, output, errors."""
         if data is not None:
             more["stdin"] = subprocess.PIPE
@@ -71,7 +72,7 @@ class Tool:
             raise
         return process.returncode, (out or b"").decode(), (err or b"").decode()
 
-    def run(self, *words: str, **more: object) -> tuple[int, str, str]:
+    def run(self, *words: str, **more: Any) -> tuple[int, str, str]:
         return self.tool("run", *words, **more)
 
     def shell(self, script: str, *options: str, **more: object) -> tuple[int, str, str]:
@@ -103,10 +104,10 @@ def ended(child: pexpect.spawn) -> int:
     return int(child.exitstatus)
 
 
-def line_of(stream: object) -> bytes:
+def line_of(stream: IO[bytes]) -> bytes:
     """A line from a pipe, in time."""
     assert select.select([stream], [], [], 20)[0], "nothing came"
-    return stream.readline()  # type: ignore[attr-defined]  # a pipe of Popen
+    return stream.readline()
 
 
 def tiny_image(path: str) -> str:
@@ -899,7 +900,7 @@ def test_a_race_for_one_name_has_one_winner(atoll_command: list[str]) -> None:
     starting = [
         tool.start("run", "--name", "same", "--", "cat", stdin=subprocess.PIPE) for _ in range(8)
     ]
-    losers = []
+    losers: list[subprocess.Popen[bytes]] = []
     deadline = time.monotonic() + 30
     while len(losers) < len(starting) - 1:
         losers = [process for process in starting if process.poll() is not None]

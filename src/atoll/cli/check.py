@@ -56,8 +56,8 @@ def _problems(call: Call, operand: str, host: Host) -> tuple[Problem, ...]:
     ideal = check.able(host)
     whole = bool(name) or reading.config.mentions("lxc.rootfs.path")
     errors, rest = check.refusals(check.without_limits(reading.config), ideal, name=name or "check")
-    for error in errors:
-        found += language.from_error(error, reading.sources, file=path)
+    for refusal in errors:
+        found += language.from_error(refusal, reading.sources, file=path)
     found += _located(advice.findings(reading.config, ideal, whole=whole), reading.sources, path)
     found += _later(reading.config, host, reading.sources, path)
     if call.flag("host"):

@@ -139,6 +139,8 @@ class Running:
         self._asleep: Callable[[], Relay] | None = None
         self._leases: TtyLeases | None = None
         self.starting = False
+        self._early: list[int] = []
+        """Signals that came when init was being executed: its own, to be forwarded as soon as it runs."""
         self._sent: tuple[OwnedFd, ...] = ()
         self.extra_fds: tuple[int, ...] = ()
         """More descriptors of the monitor's that init must not keep (signals)."""
@@ -162,6 +164,8 @@ class Running:
             spawn.conduct(plan, self.handler, journal=self.journal, observers=request.observers)
             self.starting = False
             self._serve()
+            while self._early:
+                self.signal(self._early.pop(0))
         except BaseException as error:
             self.starting = False
             self._abort(error)
@@ -314,6 +318,11 @@ class Running:
     def signal(self, number: int) -> None:
         """Forward a signal to init through its pidfd; a hang-up becomes SIGTERM. During a start it ends the start."""
         if self.starting:
+            from atoll.lifecycle import spawn
+
+            if spawn.COMMITTED in self.handler:
+                self._early.append(number)
+                return
             what = f"the start of {self.name} was interrupted by signal {number}"
             raise Interrupted(what, signal=number)
         child = self.handler.get(CHILD)

@@ -49,7 +49,7 @@ def freeze(value: object) -> Any:
     if kind in (set, frozenset):
         return {"set": [freeze(item) for item in value]}  # type: ignore[attr-defined]  # likewise
     if kind in (tuple, list):
-        return kind([freeze(item) for item in value])  # type: ignore[call-overload]  # likewise
+        return kind([freeze(item) for item in value])  # type: ignore[attr-defined]  # likewise
     raise CannotSaveError(f"a {kind.__module__}.{kind.__qualname__} cannot be saved")
 
 

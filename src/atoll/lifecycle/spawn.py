@@ -39,6 +39,9 @@ FAILURE: Slot[Callable[[BaseException], None]] = Slot("failure")
 EXECUTED_PLACES: Slot[tuple[Placed, ...]] = Slot("places")
 """All places of the plan, for blaming what init reports last."""
 
+COMMITTED: Slot[bool] = Slot("committed")
+"""Monitor side: init may execute from now on, so a signal is for it and no longer an end of the start."""
+
 REACHED, GO, FDS, LOG, FAILED = "reached", "go", "fds", "log", "failed"
 
 
@@ -352,12 +355,15 @@ def conduct(
         if isinstance(observer, Timing):
             observer.places = places
     before, *after = parts(plan, places, MONITOR)
+    meeting = [part for part in after if part.meets]
     run(before.places, h, total=total, observers=observers, journal=journal)
-    for part in after:
-        if part.meets:
-            _await_init(h, part, places, observers)
-            run(part.places, h, total=total, observers=observers, journal=journal)
-            _let_go(h, part)
+    for part in meeting:
+        _await_init(h, part, places, observers)
+        run(part.places, h, total=total, observers=observers, journal=journal)
+        if part in meeting[-2:]:
+            h.take(COMMITTED)
+            h[COMMITTED] = True
+        _let_go(h, part)
     for observer in observers:
         if isinstance(observer, Timing):
             observer.infer_exec()
