@@ -139,6 +139,7 @@ class Running:
         self._asleep: Callable[[], Relay] | None = None
         self._leases: TtyLeases | None = None
         self.starting = False
+        self._late: list[int] = []  # signals for a command that may be running already
         self._sent: tuple[OwnedFd, ...] = ()
         self.extra_fds: tuple[int, ...] = ()
         """More descriptors of the monitor's that init must not keep (signals)."""
@@ -162,6 +163,9 @@ class Running:
             spawn.conduct(plan, self.handler, journal=self.journal, observers=request.observers)
             self.starting = False
             self._serve()
+            late, self._late = self._late, []
+            for number in late:
+                self.signal(number)
         except BaseException as error:
             self.starting = False
             self._abort(error)
@@ -314,6 +318,11 @@ class Running:
     def signal(self, number: int) -> None:
         """Forward a signal to init through its pidfd; a hang-up becomes SIGTERM. During a start it ends the start."""
         if self.starting:
+            from atoll.lifecycle import spawn
+
+            if spawn.EXECUTING in self.handler and not self._late:
+                self._late.append(number)
+                return
             what = f"the start of {self.name} was interrupted by signal {number}"
             raise Interrupted(what, signal=number)
         child = self.handler.get(CHILD)

@@ -36,6 +36,8 @@ MONITOR_FDS: Slot[Callable[[], tuple[int, ...]]] = Slot("monitor's descriptors")
 
 FAILURE: Slot[Callable[[BaseException], None]] = Slot("failure")
 """Init side: tells the monitor why the last step failed, for a process that init made."""
+EXECUTING: Slot[bool] = Slot("executing")
+"""Init has done all but its last step, and may be executed at any moment: what comes for it now can wait so long."""
 EXECUTED_PLACES: Slot[tuple[Placed, ...]] = Slot("places")
 """All places of the plan, for blaming what init reports last."""
 
@@ -356,6 +358,8 @@ def conduct(
     for part in after:
         if part.meets:
             _await_init(h, part, places, observers)
+            if part is after[-1]:
+                h[EXECUTING] = True
             run(part.places, h, total=total, observers=observers, journal=journal)
             _let_go(h, part)
     for observer in observers:
