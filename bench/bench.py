@@ -23,6 +23,7 @@ REPOSITORY = os.path.dirname(HERE)
 sys.path[:0] = [HERE, f"{REPOSITORY}/tests"]
 
 import peers  # noqa: E402 - the paths come first
+
 from isolation import inside  # noqa: E402
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
+    """What took turns."""
+
     title: str
     rows: list[Row]
 
@@ -189,7 +192,11 @@ def daemons(stage: peers.Stage, runs: int) -> Table:
 def reading(stage: peers.Stage) -> Table:
     """What a warm process needs before it does anything."""
     warm = stage.warm()
-    names = {"a configuration of 300 lines": "read", "the plan of a start": "plan", "the host": "probe"}
+    names = {
+        "a configuration of 300 lines": "read",
+        "the plan of a start": "plan",
+        "the host": "probe",
+    }
     rows = [Row(name, [warm.ask(word) for _ in range(20)]) for name, word in names.items()]
     return Table("Read and planned, in a warm process", rows)
 
@@ -222,12 +229,14 @@ def as_markdown(tables: list[Table], memory: dict[str, int], runs: int) -> str:
         lines.append("|---|---:|" + ("---:|---|" if compared else ""))
         for row in table.rows:
             low, high = row.quartiles
-            cells = f"| {row.name} | {row.median:.2f} ({low:.2f}–{high:.2f}) |"
+            cells = f"| {row.name} | {row.median:.2f} ({low:.2f} to {high:.2f}) |"
             lines.append(cells + (_comparison(row, by_name) if compared else ""))
         lines.append("")
     weights = ", ".join(f"{name} {size} KiB" for name, size in memory.items())
     verdict = "met" if memory.get("atoll", 0) <= 1024 else "missed"
-    lines.append(f"**Private dirty memory of an idle monitor**: {weights} (target ≤ 1024 KiB: {verdict})")
+    lines.append(
+        f"**Private dirty memory of an idle monitor**: {weights} (target ≤ 1024 KiB: {verdict})"
+    )
     return "\n".join(lines)
 
 
@@ -239,7 +248,7 @@ def _comparison(row: Row, by_name: dict[str, Row]) -> str:
     if row.target is None:
         return f" {ratio:.2f} | |"
     verdict = "met" if ratio <= row.target else "missed"
-    return f" **{ratio:.2f}** | ≤ {row.target:g} × {row.beside}: {verdict} |"
+    return f" **{ratio:.2f}** | ≤ {row.target:g} of {row.beside}: {verdict} |"
 
 
 def _layout() -> str:
@@ -256,7 +265,8 @@ def as_json(tables: list[Table], memory: dict[str, int], runs: int) -> str:
         "layout": _layout(),
         "monitor_private_dirty_kib": memory,
         "tables": [
-            {"title": table.title, "rows": [row._asdict() for row in table.rows]} for table in tables
+            {"title": table.title, "rows": [row._asdict() for row in table.rows]}
+            for table in tables
         ],
     }
     return json.dumps(data, indent=1)

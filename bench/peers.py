@@ -111,7 +111,15 @@ class Stage:
         """The same life by what else is installed."""
         found: dict[str, list[str]] = {}
         if shutil.which("lxc-execute"):
-            found["lxc-execute"] = ["lxc-execute", "-n", "peer", "-f", self.config, "--", "/bin/true"]
+            found["lxc-execute"] = [
+                "lxc-execute",
+                "-n",
+                "peer",
+                "-f",
+                self.config,
+                "--",
+                "/bin/true",
+            ]
         if shutil.which("bwrap"):
             found["bwrap (no cgroups, no /sys)"] = [
                 "bwrap", "--unshare-all", "--bind", self.root, "/", "--proc", "/proc", "--dev", "/dev", "/bin/true",

@@ -13,8 +13,8 @@ import time
 
 sys.path.insert(0, sys.argv[1])
 
-from atoll import api, host  # noqa: E402 - the path comes first
-from atoll.config.text import Config  # noqa: E402
+from atoll import api, host
+from atoll.config.text import Config
 
 clock = time.perf_counter
 TRUE = ("/bin/true",)

@@ -132,6 +132,13 @@ def _discard(_level: int, _text: str) -> None:
     """Report to nobody."""
 
 
+def readable(fd: int) -> bool:
+    """Is it readable or hung up now?"""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def wait_readable(*fds: int) -> tuple[int, ...]:
     """Block until one of `fds` is readable or hung up; return those."""
     poll = select.poll()

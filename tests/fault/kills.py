@@ -165,13 +165,17 @@ def running(kind: str) -> list[str]:
     made = world.container(kind, world.config(kind, more="lxc.init.cmd = /bin/sleep 1000\n"))
     problems = []
     for recovers in (True, False):
-        world.start_as_daemon(made)
-        with made.client.get_init_pidfd() as pidfd:
-            os.kill(monitor_pid(made), signal.SIGKILL)
-            process_ended(pidfd.fileno())
-        found = _clean_up(world.container(kind), recovers) or look.differences()
-        problems += [f"killed while running, recovers {recovers}: {line}" for line in found]
+        found = judged(partial(_kill_running, made, world.container(kind), recovers))
+        problems += [f"killed while running, recovers {recovers}: {line}" for line in found or look.differences()]
     return problems
+
+
+def _kill_running(made: api.Container, following: api.Container, recovers: bool) -> list[str]:
+    world.start_as_daemon(made)
+    with made.client.get_init_pidfd() as pidfd:
+        os.kill(monitor_pid(made), signal.SIGKILL)
+        process_ended(pidfd.fileno())
+    return _clean_up(following, recovers)
 
 
 def monitor_pid(made: api.Container) -> int:

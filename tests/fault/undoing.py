@@ -109,7 +109,13 @@ def _carried(made: api.Container, sabotage: Sabotage, total: int) -> list[str]:
     """Recovery before the next start fails too: what is left is carried over, and taken back when that one stops."""
     sabotage.install(2)
     world.start_here(made)
-    restored = world.start_here(made).restored
+    try:
+        restored = world.start_here(made).restored
+    except errors.StepError as error:
+        if sabotage.cls.__name__ != "DeleteLink":
+            raise
+        # A link that is still there has the name that it wants; both go now.
+        return [] if error.restored and not error.restored.problems else [f"host {error.restored}"]
     wanted = errors.Restored(total=total + 1, undone=total + 1)
     return [] if restored == wanted else [f"the next start: host {restored}"]
 

@@ -54,7 +54,11 @@ class Tool:
         self.before = snapshot.HostSnapshot.take("/mnt")
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        options: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
         options |= {"env": self.environment, "start_new_session": True} | more
         process: subprocess.Popen[bytes] = subprocess.Popen([*self.words, *words], **options)
         return process
@@ -75,14 +79,14 @@ class Tool:
     def run(self, *words: str, **more: Any) -> tuple[int, str, str]:
         return self.tool("run", *words, **more)
 
-    def shell(self, script: str, *options: str, **more: object) -> tuple[int, str, str]:
+    def shell(self, script: str, *options: str, **more: Any) -> tuple[int, str, str]:
         return self.run(*options, "--", "sh", "-c", script, **more)
 
     def unchanged(self) -> None:
         assert snapshot.settled(self.before, "/mnt") == []
 
     @contextlib.contextmanager
-    def terminal(self, *words: str, **more: object) -> Iterator[pexpect.spawn]:
+    def terminal(self, *words: str, **more: Any) -> Iterator[pexpect.spawn]:
         """The tool on a terminal of 30 lines and 91 columns."""
         argv = [*self.words, *words]
         child = pexpect.spawn(
@@ -193,13 +197,17 @@ def test_its_proc_sys_dev_name_and_loopback(atoll_command: list[str]) -> None:
         "0022",
     ]
     status, out, _err = tool.shell("cat /proc/mounts")
-    mounts = {fields[1]: (fields[2], fields[3].split(",")) for fields in map(str.split, out.splitlines())}
+    mounts = {
+        fields[1]: (fields[2], fields[3].split(",")) for fields in map(str.split, out.splitlines())
+    }
     assert [mounts[place][0] for place in ("/", "/proc", "/sys", "/dev", "/dev/pts")] == [
         "overlay", "proc", "sysfs", "tmpfs", "devpts",
     ]  # fmt: skip
     assert "ro" in mounts["/sys"][1]
     assert "rw" in mounts["/"][1]
-    assert not any(place.startswith("/mnt") for place in mounts)  # what the host has mounted is not there
+    assert not any(
+        place.startswith("/mnt") for place in mounts
+    )  # what the host has mounted is not there
     tool.unchanged()
 
 
@@ -260,8 +268,12 @@ def test_what_the_tool_logs_does_not_mix_with_it(atoll_command: list[str]) -> No
         ("<&-", "cat", (1, "", "cat: -: Bad file descriptor\n")),
         ("</dev/null", "cat; echo end", (0, "end\n", "")),
         ("< /etc/passwd", "head -c 5; head -c 2", (0, "root::0", "")),
-        (">&-", "echo lost; echo told >&2; exit 4", (4, "", "sh: 1: echo: echo: I/O error\ntold\n")),
-        ("2>&-", "echo told; echo lost >&2", (2, "told\n", "")),
+        (
+            ">&-",
+            "echo lost; echo told >&2; exit 4",
+            (4, "", "sh: 1: echo: echo: I/O error\ntold\n"),
+        ),
+        ("2>&-", "echo told; echo lost >&2", (1, "told\n", "")),
         ("<&- >&- 2>&-", "exit 6", (6, "", "")),
     ],
 )
@@ -308,7 +320,11 @@ def test_a_reader_that_goes_away_ends_it(atoll_command: list[str]) -> None:
     [
         ("echo up; exec sleep 1000", ["SIGINT"], 130),
         ("echo up; exec sleep 1000", ["SIGTERM"], 143),
-        ("echo up; exec sleep 1000", ["SIGHUP"], 143),  # as liblxc's monitor: a hang-up is a request to end
+        (
+            "echo up; exec sleep 1000",
+            ["SIGHUP"],
+            143,
+        ),  # as liblxc's monitor: a hang-up is a request to end
         ("echo up; exec sleep 1000", ["SIGQUIT"], 131),
         ("trap 'echo caught; exit 3' INT; echo up; while :; do sleep 0.02; done", ["SIGINT"], 3),
         ("trap 'echo caught; exit 4' USR1; echo up; while :; do sleep 0.02; done", ["SIGUSR1"], 4),
@@ -350,7 +366,6 @@ def test_the_command_dies_with_a_killed_tool_and_the_next_one_cleans_up(
 def test_an_interactive_shell_with_job_control(atoll_command: list[str]) -> None:
     tool = Tool(atoll_command)
     with tool.terminal("run", "--env", "PS1=ready: ", "--", "dash") as child:
-        before = termios.tcgetattr(child.child_fd)
         child.expect("ready: ")
         during = termios.tcgetattr(child.child_fd)
         assert not during[3] & (termios.ICANON | termios.ECHO)  # the container's terminal does that
@@ -380,8 +395,7 @@ def test_an_interactive_shell_with_job_control(atoll_command: list[str]) -> None
         child.expect("ready: ")
         child.sendline("exit 42")
         assert ended(child) == 42
-        tool.unchanged()
-        del before
+    tool.unchanged()
 
 
 def test_ctrl_c_and_ctrl_d_without_a_shell(atoll_command: list[str]) -> None:
@@ -433,7 +447,9 @@ def test_the_terminal_is_as_before(how: str, atoll_command: list[str]) -> None:
             (pid,) = [p for p in children(child.pid) if "run" in arguments(p)]
             os.kill(pid, signal.Signals[how])
         child.expect(r"status (\d+)")
-        assert child.match[1] == {"exit": "7", "SIGTERM": "143", "SIGINT": "130", "error": "127"}[how]
+        assert (
+            child.match[1] == {"exit": "7", "SIGTERM": "143", "SIGINT": "130", "error": "127"}[how]
+        )
         child.expect("([0-9a-f]{32})  -")
         assert child.match[1] == before
         assert ended(child) == 0
@@ -468,7 +484,7 @@ def test_only_what_is_a_terminal_is_one(atoll_command: list[str]) -> None:
     with contextlib.closing(
         pexpect.spawn("sh", ["-c", script], encoding="utf-8", timeout=20, env=tool.environment)
     ) as child:
-        child.expect("not a tty\r\n/dev/pts/0\r\ndata\r\n")
+        child.expect("not a tty\r+\n/dev/pts/0\r+\ndata\r+\n")  # two terminals, each ends the line
         assert ended(child) == 0
 
 
@@ -480,12 +496,12 @@ def test_in_the_background_it_leaves_the_terminal_alone(atoll_command: list[str]
     try:
         child.expect("ready: ")
         child.sendline(f"{words} run -- sh -c 'echo u\"\"p; read x; echo got $x; exit 5' &")
-        child.expect("up\r\n")
+        child.expect("up\r+\n")
         assert termios.tcgetattr(child.child_fd)[3] & termios.ICANON
-        child.sendline("echo for the sh\"\"ell")
+        child.sendline('echo for the sh""ell')
         child.expect("for the shell\r\n")
         child.sendline("fg")
-        child.expect("exit 5\"?\r\n")
+        child.expect('exit 5"?\r\n')
         child.sendline("for the command")
         child.expect("got for the command\r\n")
         child.expect("ready: ")
@@ -577,11 +593,21 @@ def test_read_only(atoll_command: list[str]) -> None:
 def test_config_and_keys(atoll_command: list[str]) -> None:
     tool = Tool(atoll_command)
     with open("/mnt/c.conf", "w") as file:
-        file.write("lxc.uts.name = from-file\nlxc.environment = A=file\nlxc.sysctl.net.ipv4.ip_forward = 1\n")
+        file.write(
+            "lxc.uts.name = from-file\nlxc.environment = A=file\nlxc.sysctl.net.ipv4.ip_forward = 1\n"
+        )
     script = "hostname; echo $A; cat /proc/sys/net/ipv4/ip_forward; ls /sys/class/net"
     told = tool.shell(script, "--config", "c.conf", cwd="/mnt")
     assert told == (0, "from-file\nfile\n1\nlo\n", "")
-    told = tool.shell(script, "--config", "/mnt/c.conf", "-s", "lxc.uts.name=wins", "-s", "lxc.environment = A=key")
+    told = tool.shell(
+        script,
+        "--config",
+        "/mnt/c.conf",
+        "-s",
+        "lxc.uts.name=wins",
+        "-s",
+        "lxc.environment = A=key",
+    )
     assert told[1].splitlines()[:2] == ["wins", "key"]
     status, out, _err = tool.shell("readlink /proc/self/ns/net", "-s", "lxc.net.0.type=none")
     assert (status, out.strip()) == (0, os.readlink("/proc/self/ns/net"))
@@ -611,7 +637,11 @@ def test_keep(image: str, atoll_command: list[str]) -> None:
     assert told == (0, "", "")
     assert sorted(os.listdir("/var/lib/lxc/k1")) == ["config", "overlay"]
     assert not os.path.exists("/bin/kept")
-    assert tool.shell("cat /bin/kept; echo two > /bin/kept", "--name", "k1", *option) == (0, "one\n", "")
+    assert tool.shell("cat /bin/kept; echo two > /bin/kept", "--name", "k1", *option) == (
+        0,
+        "one\n",
+        "",
+    )
     assert tool.tool("lxc-ls", "-1") == (0, "k1\n", "")
     told = tool.tool("lxc-execute", "-n", "k1", "--", "/bin/sh", "-c", "cat /bin/kept; ls -d /data")
     assert told == (0, "two\n/data\n", "")
@@ -639,9 +669,11 @@ def test_a_kept_container_without_a_name_is_told(atoll_command: list[str]) -> No
 
 def test_explain_changes_nothing(atoll_command: list[str]) -> None:
     tool = Tool(atoll_command)
-    status, out, err = tool.run("--keep", "--name", "plan", "--explain", "--json", "--", "rm", "-rf", "/")
+    status, out, err = tool.run(
+        "--keep", "--name", "plan", "--explain", "--json", "--", "rm", "-rf", "/"
+    )
     assert (status, err) == (0, "")
-    assert [step["step"] for step in json.loads(out)][-3:] == ["RunCommand", "AwaitExec", "EnterState"]
+    assert "be init, and run rm -rf /" in [step["text"] for step in json.loads(out)]
     tool.unchanged()
 
 
@@ -684,14 +716,14 @@ ERRORS = {
     ),
     "no configuration": (
         ["--config", "/nosuch", "--", "true"], 125,
-        "atoll run: cannot read the configuration /nosuch: no such file or directory\n"
-        "  from   lxc.include = /nosuch                    --config\n",
+        ("atoll run: cannot read the configuration /nosuch: no such file or directory\n"
+        "  from   lxc.include = /nosuch                    --config\n"),
     ),
     "unknown key": (
         ["-s", "lxc.net.0.typ=none", "--", "true"], 125,
-        "atoll run: unknown key lxc.net.0.typ\n"
+        ("atoll run: unknown key lxc.net.0.typ\n"
         "  from   lxc.net.0.typ=none                       -s\n"
-        "  fix    the nearest known key is lxc.net.0.type\n",
+        "  fix    the nearest known key is lxc.net.0.type\n"),
     ),
     "no working directory": (
         ["-w", "/nosuch", "--", "true"], 125,
@@ -752,7 +784,9 @@ def test_usage_errors_show_the_help(atoll_command: list[str]) -> None:
     ):
         status, out, err = tool.run(*words)
         assert (status, out) == (125, "")
-        assert err.startswith(f"atoll run: {message}\nUsage: atoll run [OPTION…] [--] COMMAND [ARGUMENT…]\n")
+        assert err.startswith(
+            f"atoll run: {message}\nUsage: atoll run [OPTION…] [--] COMMAND [ARGUMENT…]\n"
+        )
 
 
 # -------------------------------------------------------------------------------- an ordinary user
@@ -762,14 +796,19 @@ def test_an_ordinary_user_without_subordinate_ids(atoll_command: list[str]) -> N
     script = (
         "id -u; cat /proc/self/uid_map | tr -s ' '; hostname; ls /sys/class/net; cat /sys/class/net/lo/operstate;"
         " echo x > /usr/x && echo x > /root/x && echo x > /x && cat /usr/x; touch /sys/x 2>/dev/null || echo ro;"
-        " ls /proc | grep -c '^[0-9]'; echo x > /dev/null && head -c 2 /dev/zero | od -An -tx1; ls -a / | head -3 | tail -1"
+        " ls /proc | grep -c '^[0-9]'; echo x > /dev/null && head -c 2 /dev/zero | od -An -tx1; ls -a / | grep '^[.][a-z]'"
     )
     status, out, err = tool.shell(script, "--name", "mine")
-    assert (status, err) == (0, "")
+    assert (status, err) == (
+        1,
+        "",
+    )  # of the last one, which finds nothing: the layers are not to be seen
     assert out.splitlines() == [
-        "0", f" 0 {USER} 1", "mine", "lo", "unknown", "x", "ro", "4", " 00 00", sorted(os.listdir("/"))[0],
+        "0", f" 0 {USER} 1", "mine", "lo", "unknown", "x", "ro", "4", " 00 00",
     ]  # fmt: skip
-    status, out, _err = tool.shell("for n in /proc/self/ns/*; do echo ${n##*/} $(readlink $n); done")
+    status, out, _err = tool.shell(
+        "for n in /proc/self/ns/*; do echo ${n##*/} $(readlink $n); done"
+    )
     own = [
         name
         for name, link in map(str.split, out.splitlines())
@@ -827,11 +866,11 @@ def test_an_ordinary_user_is_told_what_is_different(atoll_command: list[str]) ->
     status, _out, err = tool.run("--user", "5", "--", "true")
     assert (status, normal(err)) == (
         125,
-        "atoll run: cannot become uid 5, gid 60: an id has no mapping in lxc.idmap\n"
-        "  from   lxc.init.uid = 5                         --user\n"
-        "  step   NUMBER, SetIds, init side, phase ready\n"
-        "  host   restored, ALL changes taken back\n"
-        "  fix    use ids that lxc.idmap maps\n",
+        (
+            "atoll run: cannot use lxc.init.uid = 5: lxc.idmap maps no id 5 of this kind\n"
+            "  from   lxc.init.uid = 5                         --user\n"
+            "  fix    add a line lxc.idmap = u 5 FIRST COUNT, or take another id\n"
+        ),
     )
 
 
@@ -855,8 +894,10 @@ def test_an_ordinary_user_keeps(atoll_command: list[str]) -> None:
         status, _out, err = tool.shell("true", *words)
         assert (status, err) == (
             125,
-            "atoll run: k1: cannot keep the container in /nosuch/.local/share/lxc/k1: permission denied\n"
-            "  fix    give a directory that you may write with -P\n",
+            (
+                "atoll run: k1: cannot keep the container in /nosuch/.local/share/lxc/k1: permission denied\n"
+                "  fix    give a directory that you may write with -P\n"
+            ),
         )
     finally:
         shutil.rmtree(tiny)
@@ -864,7 +905,9 @@ def test_an_ordinary_user_keeps(atoll_command: list[str]) -> None:
 
 # --------------------------------------------------------------------------------- odd circumstances
 @pytest.mark.parametrize("user", [0, USER])
-def test_from_a_directory_that_is_gone_and_without_a_home(user: int, atoll_command: list[str]) -> None:
+def test_from_a_directory_that_is_gone_and_without_a_home(
+    user: int, atoll_command: list[str]
+) -> None:
     tool = Tool(atoll_command, user=user)
     del tool.environment["HOME"]
     words = " ".join(tool.words)
@@ -872,6 +915,9 @@ def test_from_a_directory_that_is_gone_and_without_a_home(user: int, atoll_comma
     done = subprocess.run(
         ["sh", "-c", script], capture_output=True, text=True, check=False, timeout=30, env=tool.environment,
     )  # fmt: skip
+    shutil.rmtree(
+        f"/tmp/atoll-{user}", ignore_errors=True
+    )  # where its journals have no better place
     assert (done.returncode, done.stdout, done.stderr) == (0, "/\n/root\n", "")
 
 
@@ -886,8 +932,10 @@ def test_the_same_name_twice_at_once(atoll_command: list[str]) -> None:
     assert tool.run("--name", "same", "--", "true") == (
         125,
         "",
-        "atoll run: same: container same is already running\n"
-        "  fix    stop it first: lxc-stop -n same -P /var/lib/lxc\n",
+        (
+            "atoll run: same: container same is already running\n"
+            "  fix    stop it first: lxc-stop -n same -P /var/lib/lxc\n"
+        ),
     )
     assert first.communicate(b"still here\n", timeout=20) == (b"still here\n", b"")
     assert tool.run("--name", "same", "--", "hostname") == (0, "same\n", "")
@@ -937,11 +985,13 @@ def test_one_in_another(atoll_command: list[str]) -> None:
     assert (status, out, normal(err)) == (
         125,
         "",
-        "atoll run: inner: cannot mount an overlay above /: it is on overlays already, and the kernel stacks only two\n"
-        "  from   lxc.rootfs.path = overlay:/:tmpfs        atoll run:2\n"
-        "  step   NUMBER, MountOverlay, init side, phase rootfs\n"
-        "  host   restored, ALL changes taken back\n"
-        "  fix    use a directory that is on no overlay as the lower one\n",
+        (
+            "atoll run: inner: cannot mount an overlay above /: it is on overlays already, and the kernel stacks only two\n"
+            "  from   lxc.rootfs.path = overlay:/:tmpfs        atoll run:2\n"
+            "  step   NUMBER, MountOverlay, init side, phase rootfs\n"
+            "  host   restored, ALL changes taken back\n"
+            "  fix    use a directory that is on no overlay as the lower one\n"
+        ),
     )
     tool.unchanged()
 

@@ -47,8 +47,9 @@ def run(call: Call) -> int:
 
 
 def _problems(call: Call, operand: str, host: Host) -> tuple[Problem, ...]:
-    path, name = _path(call, operand)
+    path, name = operand, ""
     try:
+        path, name = _path(call, operand)
         reading = _read(call, path)
     except ConfigError as error:
         return language.from_error(error, language.Sources(), file=path)
@@ -59,7 +60,9 @@ def _problems(call: Call, operand: str, host: Host) -> tuple[Problem, ...]:
     for refusal in errors:
         found += language.from_error(refusal, reading.sources, file=path)
     found += _located(advice.findings(reading.config, ideal, whole=whole), reading.sources, path)
-    found += _later(reading.config, host, reading.sources, path)
+    refused = {(problem.file, problem.line) for problem in found if problem.severity == ERROR}
+    later = _later(reading.config, host, reading.sources, path)
+    found += [problem for problem in later if (problem.file, problem.line) not in refused]
     if call.flag("host"):
         found += _of_host(reading, rest, host, path, name)
     return language.in_order(found)

@@ -114,6 +114,17 @@ TOOLS: Final[Mapping[str, Tool]] = {
             "atoll run -s lxc.net.0.type=none -- ip -brief address",
         ),
     ),
+    "check": Tool(
+        run="atoll.cli.check:run",
+        summary="tell every problem of configurations at once; exit 1 when one is an error",
+        usage="NAME|FILE… [--host] [--json]",
+        name=NONE,
+        options="""
+      --host                what this machine lacks for them as well
+      --json                as JSON, for editors
+""",
+        examples=("atoll check web --host", "atoll check web.conf /usr/share/lxc/config/*.conf"),
+    ),
     "explain": Tool(
         run="atoll.cli.manage:explain",
         summary="print every step of a start, and do none of them",

@@ -230,11 +230,15 @@ def _load(name: str) -> Declarations:
 
 
 # ------------------------------------------------------------------------------- the error path
+DISTANCE_LIMIT = 7
+"""Edits between what was written and what is suggested; more of them cost time, and are another word."""
+
+
 def nearest(name: str) -> tuple[str, ...]:
     """At most three known names that are spelt most like `name`, best first; none when nothing is near."""
     number = next((word for word in name.split(".")[2:3] if word.isdigit()), "N")
     wanted = name.replace(f".{number}.", ".N.") if number != "N" else name
-    limit = max(2, (len(name) - 4) // 3)
+    limit = min(max(2, (len(name) - 4) // 3), DISTANCE_LIMIT)
     scored = []
     for known in (*_loadable_names(), *LEGACY):
         candidate = (LEGACY[known] or known) if known in LEGACY else known

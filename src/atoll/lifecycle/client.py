@@ -360,7 +360,10 @@ class CommandClient:
     ) -> tuple[_socket.socket, Response | None]:
         """Send one request, read its answer (None: closed without one). The caller closes."""
         deadline = _deadline(self.timeout if timeout == -1 else timeout)
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        except OSError as error:  # no descriptor is left
+            raise _broken(self.name, number, error) from error
         try:
             try:
                 self._connect(sock)

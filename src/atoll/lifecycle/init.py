@@ -12,6 +12,7 @@ from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 from atoll.errors import HostError, reason
 from atoll.lifecycle.spawn import FAILURE
 from atoll.linux import files, process
+from atoll.log import DEBUG
 from atoll.plan import SYNC, InitStep
 from atoll.resources.credentials import INIT_ENVIRONMENT
 from atoll.resources.terminal import CONSOLE_PEER
@@ -39,12 +40,15 @@ ELF_MACHINES = {
 LOOP_SIGNAL_MASK = (1 << 64) - 1
 
 
-def stdio(start: Start) -> tuple[InitStep, ...]:
-    """0, 1 and 2 of init: given descriptors, the console, or /dev/null; and a session of its own."""
+def stdio(start: Start, *, owner: int = 0) -> tuple[InitStep, ...]:
+    """0, 1 and 2 of init: given descriptors, the console, or /dev/null; and a session of its own.
+
+    `owner` is the uid that init runs as: the console is its own, or it could not open /dev/console.
+    """
     given = start.stdio
     if given is None and not start.console and not start.daemon:
         given = (0, 1, 2)
-    return (TakeStdio(given=given, console=start.console), NewSession())
+    return (TakeStdio(given=given, console=start.console, owner=owner), NewSession())
 
 
 def execute(
@@ -65,6 +69,7 @@ class TakeStdio(InitStep):
 
     given: tuple[int, int, int] | None = None
     console: bool = False
+    owner: int = 0
 
     def explain(self) -> str:
         """Say what they become."""
@@ -77,6 +82,11 @@ class TakeStdio(InitStep):
     def apply(self, h: Handler) -> None:
         """Duplicate."""
         peer = h.get(CONSOLE_PEER)
+        if peer is not None and self.owner:
+            try:
+                files.chown(peer.fileno(), self.owner, -1)
+            except OSError as error:  # an id without a mapping: becoming it fails later, with better words
+                h.report(DEBUG, f"cannot give the console to uid {self.owner}: {reason(error)}")
         if self.given is None:
             self._take_one(peer)
             return

@@ -139,8 +139,7 @@ class Running:
         self._asleep: Callable[[], Relay] | None = None
         self._leases: TtyLeases | None = None
         self.starting = False
-        self._early: list[int] = []
-        """Signals that came when init was being executed: its own, to be forwarded as soon as it runs."""
+        self._late: list[int] = []  # signals for a command that may be running already
         self._sent: tuple[OwnedFd, ...] = ()
         self.extra_fds: tuple[int, ...] = ()
         """More descriptors of the monitor's that init must not keep (signals)."""
@@ -164,8 +163,9 @@ class Running:
             spawn.conduct(plan, self.handler, journal=self.journal, observers=request.observers)
             self.starting = False
             self._serve()
-            while self._early:
-                self.signal(self._early.pop(0))
+            late, self._late = self._late, []
+            for number in late:
+                self.signal(number)
         except BaseException as error:
             self.starting = False
             self._abort(error)
@@ -320,8 +320,8 @@ class Running:
         if self.starting:
             from atoll.lifecycle import spawn
 
-            if spawn.COMMITTED in self.handler:
-                self._early.append(number)
+            if spawn.may_be_executed(self.handler) and not self._late:
+                self._late.append(number)
                 return
             what = f"the start of {self.name} was interrupted by signal {number}"
             raise Interrupted(what, signal=number)

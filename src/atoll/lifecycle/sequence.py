@@ -425,7 +425,7 @@ def _mounts(c: Context) -> Phase:
             credentials.drop_capabilities(*c),
             credentials.no_new_privileges(*c),
             hooks.run_inside(*c, "start"),
-            init.stdio(s),
+            init.stdio(s, owner=config[credentials.Init].uid),
             credentials.working_directory(*c),
         ),
     )

@@ -14,7 +14,7 @@ from atoll.errors import AtollError, HostError, reason
 from atoll.executor import Timing, blame, run
 from atoll.linux import files, process
 from atoll.log import get_logger
-from atoll.plan import CHILD, INIT, MONITOR, SYNC, HostStep, Slot, wait_readable
+from atoll.plan import CHILD, INIT, MONITOR, SYNC, HostStep, Slot, readable, wait_readable
 from atoll.records import Record
 from atoll.resources import cgroup, namespaces
 
@@ -36,11 +36,12 @@ MONITOR_FDS: Slot[Callable[[], tuple[int, ...]]] = Slot("monitor's descriptors")
 
 FAILURE: Slot[Callable[[BaseException], None]] = Slot("failure")
 """Init side: tells the monitor why the last step failed, for a process that init made."""
+EXECUTING: Slot[bool] = Slot("executing")
+"""Init has done all but its last step, and may be executed at any moment: what comes for it now can wait so long."""
+LAST_STRETCH: Slot[bool] = Slot("last stretch")
+"""Init meets the monitor no more before it is executed."""
 EXECUTED_PLACES: Slot[tuple[Placed, ...]] = Slot("places")
 """All places of the plan, for blaming what init reports last."""
-
-COMMITTED: Slot[bool] = Slot("committed")
-"""Monitor side: init may execute from now on, so a signal is for it and no longer an end of the start."""
 
 REACHED, GO, FDS, LOG, FAILED = "reached", "go", "fds", "log", "failed"
 
@@ -359,14 +360,23 @@ def conduct(
     run(before.places, h, total=total, observers=observers, journal=journal)
     for part in meeting:
         _await_init(h, part, places, observers)
+        if part is meeting[-1]:
+            h[EXECUTING] = True
         run(part.places, h, total=total, observers=observers, journal=journal)
-        if part in meeting[-2:]:
-            h.take(COMMITTED)
-            h[COMMITTED] = True
+        if part in meeting[-2:-1]:
+            h[LAST_STRETCH] = True
         _let_go(h, part)
     for observer in observers:
         if isinstance(observer, Timing):
             observer.infer_exec()
+
+
+def may_be_executed(h: Handler) -> bool:
+    """Init has said that it goes to its last step, or has said something that we have not read: it may be that."""
+    if EXECUTING in h:
+        return True
+    link = h.get(SYNC)
+    return LAST_STRETCH in h and link is not None and readable(link.fileno())  # type: ignore[attr-defined]  # the monitor's own Link
 
 
 def _await_init(

@@ -7,7 +7,7 @@ reference of LXC sections 1.6 and 3.3.
 from __future__ import annotations
 
 import os
-from errno import EROFS
+from errno import EEXIST, EISDIR, EOPNOTSUPP, EROFS
 
 from atoll.errors import HostError
 from atoll.linux import files, mount
@@ -67,24 +67,31 @@ class PinRootfs(HostStep):
         return f"pin the root file system {self.path}"
 
     def apply(self, h: Handler) -> None:
-        """Create, open, unlink. A root file system that cannot be written needs no pin."""
-        place = f"{self.path}/{PIN_NAME}"
-        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
+        """A root file system that cannot be written, or is pinned already, needs no pin."""
         try:
-            fd = files.open_fd(place, flags, 0o600)
+            h[PIN] = self._open()
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return  # the step that mounts it says what is wrong with it
         except OSError as error:
-            if error.errno != EROFS:
+            if error.errno not in (EROFS, EEXIST):
                 raise
-            return
+
+    def _open(self) -> OwnedFd:
+        """A file that never has a name, so that nothing is left whoever is killed; where there are none, a short-lived one."""
+        try:
+            return files.open_fd(self.path, os.O_TMPFILE | os.O_RDWR, 0o600)
+        except OSError as error:
+            if error.errno not in (EOPNOTSUPP, EISDIR):  # the file system's answer, and an old kernel's
+                raise
+        place = f"{self.path}/{PIN_NAME}"
+        fd = files.open_fd(place, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         try:
             files.unlink(place)
         except BaseException:
             fd.close()
             os.unlink(place)
             raise
-        h[PIN] = fd
+        return fd
 
 
 class MakeMountPoint(HostStep):

@@ -146,7 +146,7 @@ class BindCgroups(InitStep):
             top = f"{TARGET}/{_name(hierarchy)}"
             if self.whole:
                 with _directory(root, top) as target:
-                    _bind(hierarchy.mount, target, read_only=self.mode == "ro")
+                    _bind(hierarchy.mount, target, read_only=self.mode == "ro", attributes=_SAFE)
             else:
                 self._bind_own(root, hierarchy, top)
 
@@ -198,8 +198,9 @@ def _mount_cgroup(
             mount.move_mount(made.fileno(), to_fd=target.fileno())
 
 
-def _bind(source: str, target: OwnedFd, *, read_only: bool) -> None:
+def _bind(source: str, target: OwnedFd, *, read_only: bool, attributes: int = 0) -> None:
+    attributes |= mount.MOUNT_ATTR_RDONLY if read_only else 0
     with mount.open_tree(source, clone=True) as tree:
-        if read_only:
-            mount.mount_setattr(tree.fileno(), set=mount.MOUNT_ATTR_RDONLY)
+        if attributes:
+            mount.mount_setattr(tree.fileno(), set=attributes)
         mount.move_mount(tree.fileno(), to_fd=target.fileno())
