@@ -85,7 +85,9 @@ def _reserve_standard_descriptors() -> None:
 def _forget_coercion() -> None:
     """Take back the LC_CTYPE that Python sets in the C locale (PEP 538): attached programs and hooks get our environment."""
     if os.environ.get("LC_CTYPE") in {"C.UTF-8", "C.utf8", "UTF-8"}:
-        with open("/proc/self/environ", "rb") as file:  # as execve(2) gave it; setenv(3) does not change it
+        with open(
+            "/proc/self/environ", "rb"
+        ) as file:  # as execve(2) gave it; setenv(3) does not change it
             if b"\0LC_CTYPE=" not in b"\0" + file.read():
                 del os.environ["LC_CTYPE"]
 

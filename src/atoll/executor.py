@@ -189,7 +189,12 @@ class Journal:
             return None
         try:
             found = Leftover(self.path, read_all(self._file))
-        except (OSError, ValueError, SyntaxError, TypeError) as error:  # TypeError: a step lost a field
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            TypeError,
+        ) as error:  # TypeError: a step lost a field
             return f"cannot read back the journal {self.path}: {errors.reason(error)}"
         self.header, self.entries, self._unread = found.header, found.entries, False
         return None
@@ -197,9 +202,13 @@ class Journal:
     def _begin(self, path: str, file: OwnedFd) -> None:
         """The header, and what is left of an earlier start under numbers below the plan's own, which count from 1."""
         left = _left_over(path, file)
-        self.entries = [Entry(n, one.inverse, "done") for n, one in enumerate(left, start=-len(left))]
+        self.entries = [
+            Entry(n, one.inverse, "done") for n, one in enumerate(left, start=-len(left))
+        ]
         lines = [f"{MAGIC}\t{self.header!r}\n"]
-        lines += [f"intend\t{e.number}\t{encode(e.inverse)}\ndone\t{e.number}\n" for e in self.entries]
+        lines += [
+            f"intend\t{e.number}\t{encode(e.inverse)}\ndone\t{e.number}\n" for e in self.entries
+        ]
         os.ftruncate(file.fileno(), 0)
         write_line(file, "".join(lines))
 
@@ -380,7 +389,9 @@ class Leftover:
         """Raises ValueError or SyntaxError for what is no journal, or one with steps that this version does not know."""
         from ast import literal_eval
 
-        lines = text.split("\n")[:-1]  # what follows the last newline was being written when the writer died
+        lines = text.split("\n")[
+            :-1
+        ]  # what follows the last newline was being written when the writer died
         if not lines or not lines[0].startswith(MAGIC + "\t"):
             raise ValueError(f"{path} is not a journal")
         self.path = path

@@ -64,7 +64,9 @@ def run(h: Handler, argv: Sequence[str], *, environment: Mapping[str, str]) -> O
         with child.pidfd:
             try:
                 status = _attend(h, child.pidfd.fileno(), reader, chunks)
-            except BaseException:  # a signal ended what the program is part of: it must not go on alone
+            except (
+                BaseException
+            ):  # a signal ended what the program is part of: it must not go on alone
                 _end(child.pidfd.fileno())
                 raise
     finally:

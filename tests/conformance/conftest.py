@@ -78,7 +78,10 @@ def tidy() -> Generator[None, None, None]:
 @pytest.fixture(scope="module")
 def bridge() -> Generator[str, None, None]:
     """lxcbr0, without addresses of its own making."""
-    for words in ("link add lxcbr0 address 02:00:00:00:00:01 type bridge", "link set lxcbr0 addrgenmode none up"):
+    for words in (
+        "link add lxcbr0 address 02:00:00:00:00:01 type bridge",
+        "link set lxcbr0 addrgenmode none up",
+    ):
         subprocess.run(["ip", *words.split()], check=True)
     yield "lxcbr0"
     subprocess.run(["ip", "link", "delete", "lxcbr0"], check=True)

@@ -1,4 +1,4 @@
-"""The same hook scripts under Debian's LXC and under ours: order, arguments, environment, directory, descriptors, namespaces."""
+"""The same hook scripts under Debian's LXC and under ours: order, arguments, environment, directory, namespaces."""
 
 from __future__ import annotations
 
@@ -46,11 +46,19 @@ class Life:
 
     def define(self, *lines: str, failing: str = "", version: int = 0) -> None:
         for point in OUTSIDE:
-            text = SCRIPT.replace("LOG", self.log).replace("STATUS", "3" if point == failing else "0")
+            text = SCRIPT.replace("LOG", self.log).replace(
+                "STATUS", "3" if point == failing else "0"
+            )
             tools.write(f"{self.lxcpath}/{point}", text, 0o755)
         status = "3" if failing == "start" else "0"
-        tools.write(f"{self.rootfs}/bin/start-hook", SCRIPT.replace("LOG", "/tmp/log").replace("STATUS", status).replace("shift", ""), 0o755)
-        hooks = [f"lxc.hook.{point} = {self.lxcpath}/{point} {point} 'an  argument'" for point in OUTSIDE]
+        tools.write(
+            f"{self.rootfs}/bin/start-hook",
+            SCRIPT.replace("LOG", "/tmp/log").replace("STATUS", status).replace("shift", ""),
+            0o755,
+        )
+        hooks = [
+            f"lxc.hook.{point} = {self.lxcpath}/{point} {point} 'an  argument'" for point in OUTSIDE
+        ]
         tools.define(
             self.lxcpath, "c", self.rootfs, "lxc.hook.start = /bin/start-hook", f"lxc.hook.version = {version}", *hooks,
             "lxc.environment = FROM=configuration", *lines,
@@ -58,7 +66,11 @@ class Life:
 
     def seen(self, own: dict[str, str]) -> str:
         """What the hooks wrote, without numbers that are other ones each time; namespaces as `host` or `own`."""
-        texts = [tools.read(path) for path in (self.log, f"{self.rootfs}/tmp/log") if os.path.exists(path)]
+        texts = [
+            tools.read(path)
+            for path in (self.log, f"{self.rootfs}/tmp/log")
+            if os.path.exists(path)
+        ]
         for path in (self.log, f"{self.rootfs}/tmp/log"):
             if os.path.exists(path):
                 os.unlink(path)
@@ -79,7 +91,10 @@ def life(lxcpath: str, rootfs: str, bridge: str) -> Generator[Life, None, None]:
 
 def run(life: Life, how: str) -> dict[str, str]:
     """A life of the container under each maker, and what its hooks saw."""
-    host = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "uts", "ipc", "net", "pid", "cgroup")}
+    host = {
+        name: os.readlink(f"/proc/self/ns/{name}")
+        for name in ("mnt", "uts", "ipc", "net", "pid", "cgroup")
+    }
     seen = {}
     for maker in tools.makers():
         by = tools.Tools(maker, life.lxcpath, tools.launcher())
@@ -130,7 +145,11 @@ def compare(seen: dict[str, str], *points: str) -> None:
             text = pattern.sub(instead, text)
         masked[maker] = text.splitlines()
     debian, other = masked[tools.DEBIAN], masked[tools.makers()[-1]]
-    differing = [line for line in difflib.unified_diff(debian, other, n=40, lineterm="") if not line.startswith(("@@", "---", "+++"))]
+    differing = [
+        line
+        for line in difflib.unified_diff(debian, other, n=40, lineterm="")
+        if not line.startswith(("@@", "---", "+++"))
+    ]
     if differing:
         pytest.fail("\n".join(("Debian's and ours differ:", *differing)), pytrace=False)
     assert tuple(line[4:] for line in debian if line.startswith("=== ")) == points
@@ -139,13 +158,16 @@ def compare(seen: dict[str, str], *points: str) -> None:
 LIFE = ("pre-start", "pre-mount", "mount", "autodev", "start-host", "stop", "post-stop")
 
 
-@pytest.mark.parametrize("version", (0, 1))
+@pytest.mark.parametrize("version", [0, 1])
 def test_a_life(life: Life, version: int) -> None:
     life.define(version=version, failing="")
     seen = run(life, "lxc-start -n c")
     compare(seen, *LIFE, "c" if version == 0 else "")
     if version == 0:
-        assert "argument an  argument\nargument c\nargument lxc\nargument pre-start\n" in seen[tools.DEBIAN]
+        assert (
+            "argument an  argument\nargument c\nargument lxc\nargument pre-start\n"
+            in seen[tools.DEBIAN]
+        )
     else:
         assert "LXC_HOOK_SECTION=lxc\nLXC_HOOK_TYPE=post-stop\n" in seen[tools.DEBIAN]
 
@@ -176,7 +198,10 @@ def test_all_values_that_hooks_are_told(life: Life) -> None:
         ("mount", ("pre-start", "pre-mount", "mount", "stop", "post-stop")),
         ("autodev", ("pre-start", "pre-mount", "mount", "autodev", "stop", "post-stop")),
         ("start", ("pre-start", "pre-mount", "mount", "autodev", "stop", "post-stop", "c")),
-        ("start-host", ("pre-start", "pre-mount", "mount", "autodev", "start-host", "stop", "post-stop", "c")),
+        (
+            "start-host",
+            ("pre-start", "pre-mount", "mount", "autodev", "start-host", "stop", "post-stop", "c"),
+        ),
         ("stop", (*LIFE, "c")),
         ("post-stop", (*LIFE, "c")),
     ],
@@ -186,14 +211,27 @@ def test_a_hook_that_fails(life: Life, failing: str, points: tuple[str, ...]) ->
     compare(run(life, "lxc-start -n c"), *points)
 
 
-@pytest.mark.parametrize("version", (0, 1))
+@pytest.mark.parametrize("version", [0, 1])
 def test_network_scripts(life: Life, version: int) -> None:
     for name in ("up", "down"):
-        tools.write(f"{life.lxcpath}/{name}", SCRIPT.replace("LOG", life.log).replace("STATUS", "0"), 0o755)
+        tools.write(
+            f"{life.lxcpath}/{name}", SCRIPT.replace("LOG", life.log).replace("STATUS", "0"), 0o755
+        )
     life.define(
         "lxc.net.0.type = veth", "lxc.net.0.link = lxcbr0", "lxc.net.0.flags = up", "lxc.net.0.hwaddr = 00:16:3e:11:22:33",
         f"lxc.net.0.script.up = {life.lxcpath}/up up", f"lxc.net.0.script.down = {life.lxcpath}/down down",
         f"lxc.net.1.type = empty\nlxc.net.1.script.up = {life.lxcpath}/up up-empty", version=version,
     )  # fmt: skip
-    points = ("pre-start", "up", "up-empty", "pre-mount", "mount", "autodev", "start-host", "down", "stop", "post-stop")
+    points = (
+        "pre-start",
+        "up",
+        "up-empty",
+        "pre-mount",
+        "mount",
+        "autodev",
+        "start-host",
+        "down",
+        "stop",
+        "post-stop",
+    )
     compare(run(life, "lxc-start -n c"), *points, "c" if version == 0 else "")

@@ -44,7 +44,7 @@ section maps; cat /proc/1/uid_map /proc/1/gid_map /proc/1/setgroups
 section links; ip -o link | sed -E 's/@if[0-9]+//; s/^[0-9]+: //; s/qlen [0-9]+//'
 section addresses; ip -o address | sed -E 's/^[0-9]+: //; s/valid_lft.*//'
 section routes; ip route; ip -6 route 2>/dev/null | grep -v '^\(ff\|fe80\)'
-section processes; ps -o tty,args | grep -v -e look -e ps$ -e '\[exe\]$' 
+section processes; ps -o tty,args | grep -v -e look -e ps$ -e '\[exe\]$'
 section files; ls -l /proc/kcore /proc/sysrq-trigger /sys/kernel 2>&1 | wc -l; wc -c </proc/sys/kernel/random/boot_id
 """
 
@@ -68,7 +68,9 @@ def auto(value: str, *lines: str, needs: tuple[str, ...] = ()) -> Case:
     """A form of lxc.mount.auto; the look needs a /proc."""
     proc = "" if "proc" in value else " proc:rw"
     name = " ".join((value, *lines)).replace("lxc.", "")
-    return Case(f"auto {name}", (f"lxc.mount.auto = {value}{proc}", *lines), base=EMPTY, needs=needs)
+    return Case(
+        f"auto {name}", (f"lxc.mount.auto = {value}{proc}", *lines), base=EMPTY, needs=needs
+    )
 
 
 def entry(text: str, name: str = "") -> Case:
@@ -84,7 +86,12 @@ def net(*lines: str, name: str, rules: tuple[str, ...] = ()) -> Case:
 BROADCAST = ("broadcast addresses",)
 
 
-VETH = ("lxc.net.0.type = veth", "lxc.net.0.link = lxcbr0", "lxc.net.0.hwaddr = 00:16:3e:11:22:33", "lxc.net.0.flags = up")
+VETH = (
+    "lxc.net.0.type = veth",
+    "lxc.net.0.link = lxcbr0",
+    "lxc.net.0.hwaddr = 00:16:3e:11:22:33",
+    "lxc.net.0.flags = up",
+)
 CASES = (
     Case("usual"),
     Case("nothing but a root", base=MOUNTED),
@@ -171,7 +178,13 @@ CASES = (
     Case("id map with a hole", ("lxc.idmap = u 0 1000000 1000", "lxc.idmap = g 0 1000000 1000", "lxc.idmap = u 2000 1002000 10", "lxc.idmap = g 2000 1002000 10"), needs=("subids",)),
     Case("overlay", ("lxc.rootfs.path = overlay:{rootfs}:{base}/upper/delta",), base=tools.CONFIG, needs=("overlay",)),
 )  # fmt: skip
-EVERYWHERE = ("signals that init ignores", "mode of the console", "mode of an empty dev/pts", "sources of mounts", "streams of a daemon")
+EVERYWHERE = (
+    "signals that init ignores",
+    "mode of the console",
+    "mode of an empty dev/pts",
+    "sources of mounts",
+    "streams of a daemon",
+)
 
 
 def differs(name: str, look: Callable[[str], str]) -> tuple[str, Callable[[str], str]]:
@@ -198,7 +211,10 @@ def places(base: str, rootfs: str) -> dict[str, str]:
     for directory in ("shared", "with space", "upper/delta"):
         os.makedirs(f"{base}/{directory}", exist_ok=True)
     tools.write(f"{base}/file", "content\n")
-    tools.write(f"{base}/fstab", f"# comment\n\n{base}/shared mnt/f1 none bind,create=dir\ntmpfs mnt/f2 tmpfs size=64k,create=dir 0 0\n")
+    tools.write(
+        f"{base}/fstab",
+        f"# comment\n\n{base}/shared mnt/f1 none bind,create=dir\ntmpfs mnt/f2 tmpfs size=64k,create=dir 0 0\n",
+    )
     tools.write(f"{rootfs}/bin/look", LOOK, 0o755)
     return {"base": base, "rootfs": rootfs}
 
@@ -214,7 +230,10 @@ def test_inside(
     seen = {}
     for maker in tools.makers():
         by = tools.Tools(maker, lxcpath, tools.launcher())
-        lines = tuple(line.replace("{base}", places["base"]).replace("{rootfs}", rootfs) for line in case.lines)
+        lines = tuple(
+            line.replace("{base}", places["base"]).replace("{rootfs}", rootfs)
+            for line in case.lines
+        )
         tools.define(lxcpath, "c", rootfs, *lines, base=case.base)
         seen[maker] = look(by, rootfs)
         clean(rootfs)
@@ -229,7 +248,11 @@ def compare(seen: dict[str, str], rules: tuple[str, ...] = ()) -> None:
     for rule in (*EVERYWHERE, *rules):
         seen = {maker: RULES[rule](text) for maker, text in seen.items()}
     debian, other = seen[tools.DEBIAN].splitlines(), seen[tools.makers()[-1]].splitlines()
-    differing = [line for line in difflib.unified_diff(debian, other, n=0, lineterm="") if not line.startswith(("@@", "---", "+++"))]
+    differing = [
+        line
+        for line in difflib.unified_diff(debian, other, n=0, lineterm="")
+        if not line.startswith(("@@", "---", "+++"))
+    ]
     if differing:
         pytest.fail("\n".join(("Debian's and ours differ:", *differing)), pytrace=False)
 
@@ -252,7 +275,9 @@ def look(by: tools.Tools, rootfs: str) -> str:
         tools.await_ready(pid)
         inside = by.beside(tools.DEBIAN).run("lxc-attach -n c --clear-env -- /bin/look")
         # Without ptys of its own the console is a pty of the host, with any number.
-        text = re.sub(r"(?m)^/\d+ (/dev/console .*ptmxmode=000)$", r"/… \1", inside.out + inside.err)
+        text = re.sub(
+            r"(?m)^/\d+ (/dev/console .*ptmxmode=000)$", r"/… \1", inside.out + inside.err
+        )
         return re.sub(r"(?m)^(console .* 0:0 88):\w+", r"\1:…", text) + outside(pid)
     finally:
         by.kill("c")
@@ -261,7 +286,11 @@ def look(by: tools.Tools, rootfs: str) -> str:
 
 def outside(pid: int) -> str:
     """Namespaces of its own, cgroups and monitor."""
-    own = [n for n in sorted(os.listdir("/proc/self/ns")) if os.readlink(f"/proc/{pid}/ns/{n}") != os.readlink(f"/proc/self/ns/{n}")]
+    own = [
+        n
+        for n in sorted(os.listdir("/proc/self/ns"))
+        if os.readlink(f"/proc/{pid}/ns/{n}") != os.readlink(f"/proc/self/ns/{n}")
+    ]
     monitor = re.findall(r"PPid:\t(\d+)", tools.read(f"/proc/{pid}/status"))[0]
     title = tools.read(f"/proc/{monitor}/cmdline").rstrip("\0")
     paths = tools.read(f"/proc/{pid}/cgroup"), tools.read(f"/proc/{monitor}/cgroup")

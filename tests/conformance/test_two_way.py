@@ -77,7 +77,9 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture
-def fresh(world: World, pair: tuple[str, str]) -> Generator[tuple[World, tools.Tools, tools.Tools], None, None]:
+def fresh(
+    world: World, pair: tuple[str, str]
+) -> Generator[tuple[World, tools.Tools, tools.Tools], None, None]:
     """A container `one` that a test may stop: the world, its starter's tools and the user's."""
     world.define("one")
     yield world, world.by[pair[0]], world.by[pair[1]]
@@ -95,7 +97,7 @@ INFO = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", (*MAKERS, "stopped"))
+@pytest.mark.parametrize("name", [*MAKERS, "stopped"])
 @pytest.mark.parametrize("options", INFO)
 def test_info(running: World, name: str, options: str) -> None:
     shown = {maker: running.by[maker].run(f"lxc-info -n {name} {options}") for maker in MAKERS}
@@ -122,12 +124,21 @@ def test_ls(running: World, options: str) -> None:
     if options == "-f":
         rows = {line.split()[0]: line.split()[1:] for line in shown[0].out.splitlines()}
         for number, maker in enumerate(MAKERS, start=1):
-            assert rows[maker] == ["RUNNING", "1", "web", f"10.77.0.{number}", f"fd77::{number}", "false"]
+            assert rows[maker] == [
+                "RUNNING",
+                "1",
+                "web",
+                f"10.77.0.{number}",
+                f"fd77::{number}",
+                "false",
+            ]
 
 
 def test_memory_in_ls(running: World, pair: tuple[str, str]) -> None:
     shown = running.by[pair[1]].must(f"lxc-ls -f -F NAME,RAM,SWAP '^{pair[0]}$'")
-    assert re.fullmatch(rf"NAME +RAM +SWAP +\n{pair[0]} +0\.[0-9]*[1-9][0-9]*MB 0.00MB \n", shown), shown
+    assert re.fullmatch(
+        rf"NAME +RAM +SWAP +\n{pair[0]} +0\.[0-9]*[1-9][0-9]*MB 0.00MB \n", shown
+    ), shown
 
 
 def test_attach(running: World, pair: tuple[str, str]) -> None:
@@ -138,7 +149,11 @@ def test_attach(running: World, pair: tuple[str, str]) -> None:
     assert running.by[user].inside(starter, "sh", "-c", look) == expected
     assert expected.startswith(f"{starter}\nred lxc\nuid=0(root) gid=0(root)\n/\n")
     pid = running.by[user].pid(starter)
-    inner = running.by[user].inside(starter, "sh", "-c", "for n in /proc/self/ns/*; do readlink $n; done").split()
+    inner = (
+        running.by[user]
+        .inside(starter, "sh", "-c", "for n in /proc/self/ns/*; do readlink $n; done")
+        .split()
+    )
     outer = {os.readlink(f"/proc/{pid}/ns/{name}") for name in os.listdir(f"/proc/{pid}/ns")}
     assert set(inner) <= outer
     assert len(set(inner)) == len(outer)
@@ -147,10 +162,16 @@ def test_attach(running: World, pair: tuple[str, str]) -> None:
 
 def test_the_attached_are_in_the_containers_cgroups(running: World, pair: tuple[str, str]) -> None:
     starter, user = pair
-    attached = running.by[user].spawn(["lxc-attach", "-n", starter, "--", "sh", "-c", "echo; read never"], stdin=subprocess.PIPE)
+    attached = running.by[user].spawn(
+        ["lxc-attach", "-n", starter, "--", "sh", "-c", "echo; read never"], stdin=subprocess.PIPE
+    )
     assert attached.stdout is not None
     attached.stdout.readline()
-    children = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _argv(pid) == ["sh", "-c", "echo; read never"]]
+    children = [
+        int(pid)
+        for pid in os.listdir("/proc")
+        if pid.isdigit() and _argv(pid) == ["sh", "-c", "echo; read never"]
+    ]
     init = running.by[user].pid(starter)
     (pid,) = children
     assert _cgroups(pid) == {key: path for key, path in _cgroups(init).items()}
@@ -177,7 +198,11 @@ def test_console(running: World) -> None:
     for maker in MAKERS:
         master, slave = pty.openpty()
         console = running.by[tools.DEBIAN].spawn(
-            ["lxc-console", "-n", maker, "-t", "1"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            ["lxc-console", "-n", maker, "-t", "1"],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
         )
         os.close(slave)
         try:
@@ -186,7 +211,10 @@ def test_console(running: World) -> None:
             running.by[maker].inside(maker, "sh", "-c", "echo knock >/dev/tty1")
             assert b"knock" in _read_until(master, b"knock")
             os.write(master, b"typed\r")
-            assert running.by[maker].inside(maker, "sh", "-c", "read line </dev/tty1; echo $line") == "typed\n"
+            assert (
+                running.by[maker].inside(maker, "sh", "-c", "read line </dev/tty1; echo $line")
+                == "typed\n"
+            )
             assert running.by[tools.DEBIAN].run(f"lxc-console -n {maker} -t 9").code == 1
             os.write(master, b"\x01q")
             assert console.wait(10) == 0
@@ -217,7 +245,11 @@ def test_kill(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
 def test_stop(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
     world, starter, user = fresh
     told = f"{world.rootfs}/tmp/told"
-    tools.write(f"{world.rootfs}/bin/telling", tools.QUICK_INIT.replace("exit 0", "echo told >/tmp/told; exit 0"), 0o755)
+    tools.write(
+        f"{world.rootfs}/bin/telling",
+        tools.QUICK_INIT.replace("exit 0", "echo told >/tmp/told; exit 0"),
+        0o755,
+    )
     starter.start("one", "--", "/bin/telling")
     tools.await_ready(starter.pid("one"))
     assert user.run("lxc-stop -n one -t 10") == tools.Done(0, "", "")
@@ -227,7 +259,9 @@ def test_stop(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
 
 def test_stop_by_force_when_the_time_is_up(fresh: tuple[World, tools.Tools, tools.Tools]) -> None:
     _world, starter, user = fresh
-    starter.start("one", "--", "/bin/sleep", "1000")  # has no handler, and as process 1 ignores the signal
+    starter.start(
+        "one", "--", "/bin/sleep", "1000"
+    )  # has no handler, and as process 1 ignores the signal
     assert user.run("lxc-stop -n one -t 1 --nokill").code == 1
     assert starter.state("one") == "RUNNING"
     assert user.run("lxc-stop -n one -W").code == 0
@@ -319,7 +353,10 @@ def test_a_template_of_either_starts_with_either(world: World, pair: tuple[str, 
     before = tools.read(f"{world.lxcpath}/made/config")
     try:
         assert starter.run("lxc-start -n made") == tools.Done(0, "", "")
-        tools.until(lambda: "getty" in starter.inside("made", "ps", "-o", "args"), "busybox init has begun its children")
+        tools.until(
+            lambda: "getty" in starter.inside("made", "ps", "-o", "args"),
+            "busybox init has begun its children",
+        )
         shown = starter.inside("made", "ps", "-o", "args")
         assert shown.splitlines()[:2] == ["COMMAND", "init"]
         for wanted in ("/bin/syslogd", "/bin/getty -L tty1 115200 vt100"):
@@ -341,7 +378,10 @@ def test_the_states_of_a_start_and_a_stop(world: World, pair: tuple[str, str]) -
     gates = {name: f"{world.lxcpath}/{'.'.join(pair)}.{name}" for name in ("pre-start", "stop")}
     for path in gates.values():
         os.mkfifo(path)
-    world.define("held", *(f"lxc.hook.{name} = /bin/sh -c 'read line <{path}' --" for name, path in gates.items()))
+    world.define(
+        "held",
+        *(f"lxc.hook.{name} = /bin/sh -c 'read line <{path}' --" for name, path in gates.items()),
+    )
     hears = starter.maker != tools.DEBIAN
     starting = starter.spawn("lxc-start -n held")
     if hears:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +21,20 @@ DEBIAN, ATOLL = "debian", "atoll"
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DIFFERENCES = f"{REPOSITORY}/docs/differences.md"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ROOTFS_DIRECTORIES = ("bin", "sbin", "dev", "proc", "sys", "etc", "tmp", "root", "mnt", "run", "var", "home")
+ROOTFS_DIRECTORIES = (
+    "bin",
+    "sbin",
+    "dev",
+    "proc",
+    "sys",
+    "etc",
+    "tmp",
+    "root",
+    "mnt",
+    "run",
+    "var",
+    "home",
+)
 # Ends at once when asked to, as no busybox init does. Ready when it has a child.
 QUICK_INIT = """\
 #!/bin/sh
@@ -99,7 +111,11 @@ class Tools:
 
     def spawn(self, line: str | list[str], **more: object) -> subprocess.Popen[str]:
         """Start and return; 0 is /dev/null, 1 and 2 are pipes unless told otherwise. Ended with the test, at the latest."""
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
         options = {"text": True, "env": environment(), "cwd": "/", **streams, **more}
         process = subprocess.Popen(self.argv(line), **options)  # type: ignore[call-overload]  # Popen's own keywords
         SPAWNED.append(process)
@@ -199,7 +215,12 @@ def hierarchies() -> list[str]:
 
 def leftovers() -> set[str]:
     """Lock files, and cgroups of monitors."""
-    found = {f"{top}/{name}" for top in hierarchies() for name in os.listdir(top) if name.startswith("lxc.monitor.")}
+    found = {
+        f"{top}/{name}"
+        for top in hierarchies()
+        for name in os.listdir(top)
+        if name.startswith("lxc.monitor.")
+    }
     for directory, names, files in os.walk("/run/lxc"):
         found |= {directory, *(f"{directory}/{name}" for name in (*names, *files))}
     return found

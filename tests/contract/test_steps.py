@@ -168,6 +168,7 @@ def test_there_is_a_slot_for_every_need() -> None:
         f"{cls.__name__} needs {slot}"
         for cls in STEPS
         for slot in typing.cast("tuple[Any, ...]", cls.needs)
-        if slot not in filled and slot.name not in ("sync", "child", "owner", "program")  # given by the monitor
+        if slot not in filled
+        and slot.name not in ("sync", "child", "owner", "program")  # given by the monitor
     }
     assert lonely == set()

@@ -108,7 +108,10 @@ def calls(code: str) -> list[str]:
         if os.path.exists(f"{world.LXCPATH}/{NAME}/config"):
             found += whole.differences()
             _destroy()
-        problems += [f"{code} from {' '.join(map(str, call))}: {line}" for line in found or look.differences()]
+        problems += [
+            f"{code} from {' '.join(map(str, call))}: {line}"
+            for line in found or look.differences()
+        ]
     return problems
 
 
@@ -155,7 +158,9 @@ def interrupts() -> list[str]:
         if os.path.exists(f"{world.LXCPATH}/{NAME}/config"):
             found += whole.differences()
             _destroy()
-        problems += [f"at {' '.join(map(str, call))}: {line}" for line in found or look.differences()]
+        problems += [
+            f"at {' '.join(map(str, call))}: {line}" for line in found or look.differences()
+        ]
     return problems
 
 
@@ -174,7 +179,11 @@ def _interrupted(observer: Calls, call: Call) -> list[str]:
     finally:
         os.close(errors_fd)
     if status == 0 and observer.struck[0]:
-        return [] if os.path.exists(f"{world.LXCPATH}/{NAME}/config") else ["status 0, and no container"]
+        return (
+            []
+            if os.path.exists(f"{world.LXCPATH}/{NAME}/config")
+            else ["status 0, and no container"]
+        )
     return [] if status == 130 and "Traceback" not in text else [f"exit status {status}: {text}"]
 
 
@@ -194,8 +203,12 @@ def destroy() -> list[str]:
         if os.path.exists(f"{world.LXCPATH}/{NAME}/config"):
             found += judged(partial(_again, _destroy))
         elif call.name == "rmdir" and os.path.isdir(f"{world.LXCPATH}/{NAME}"):
-            os.rmdir(f"{world.LXCPATH}/{NAME}")  # the very last call: the error named this empty directory
-        problems += [f"after {' '.join(map(str, call))}: {line}" for line in found or look.differences()]
+            os.rmdir(
+                f"{world.LXCPATH}/{NAME}"
+            )  # the very last call: the error named this empty directory
+        problems += [
+            f"after {' '.join(map(str, call))}: {line}" for line in found or look.differences()
+        ]
     return problems
 
 

@@ -163,7 +163,9 @@ class Calls:
             self.struck[0] = 1
             self.strike()
 
-    def record(self, work: Callable[[], object], runs_of: tuple[str, ...] = ("signal",)) -> list[Call]:
+    def record(
+        self, work: Callable[[], object], runs_of: tuple[str, ...] = ("signal",)
+    ) -> list[Call]:
         """The calls of all processes; of a run of like calls (signal(2) for each signal) the first and the last."""
         self.log = os.memfd_create("calls")
         self.begin()
@@ -179,7 +181,9 @@ class Calls:
         found = sorted(Call(f[0], int(f[1]), f[2], f[3]) for f in fields)
         return [
             call
-            for last, call, following in zip([None, *found[:-1]], found, [*found[1:], None], strict=True)
+            for last, call, following in zip(
+                [None, *found[:-1]], found, [*found[1:], None], strict=True
+            )
             if call.name not in runs_of or not (_alike(last, call) and _alike(call, following))
         ]
 

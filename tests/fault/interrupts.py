@@ -54,7 +54,9 @@ class Tool:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             prepare()
             name = "run" if self.kind == "run" else "lxc-start"
-            return options.run(name, self.words, stdin=null, stdout=null, stderr=errors, environ={"PATH": "/bin"})
+            return options.run(
+                name, self.words, stdin=null, stdout=null, stderr=errors, environ={"PATH": "/bin"}
+            )
 
         try:
             status = in_child(tool)
@@ -66,7 +68,11 @@ class Tool:
 
     def judge(self, status: int, text: str, number: int, also: tuple[int, ...] = ()) -> list[str]:
         """What is wrong with how it ended after signal `number`."""
-        wanted = (128 + number, -number, *also)  # -N: before the tool handles signals, there is nothing to take back
+        wanted = (
+            128 + number,
+            -number,
+            *also,
+        )  # -N: before the tool handles signals, there is nothing to take back
         found = [] if status in wanted else [f"exit status {status}, not {wanted}: {text}"]
         if "Traceback" in text or len(text.splitlines()) > 1:
             found.append(text)
@@ -202,7 +208,9 @@ def hooks(kind: str) -> list[str]:
     problems = []
     for key in ("lxc.hook.pre-start", "lxc.hook.start-host", "lxc.net.0.script.up"):
         with open(f"{world.LXCPATH}/{kind}/config", "w", encoding="ascii") as file:
-            file.write(world.text(kind).replace(f"{key} = {world.TRUE}", f"{key} = {world.LXCPATH}/slow"))
+            file.write(
+                world.text(kind).replace(f"{key} = {world.TRUE}", f"{key} = {world.LXCPATH}/slow")
+            )
         found = judged(lambda: tool.judge(*tool.run(), signal.SIGTERM))
         file_back(kind)
         problems += [f"in {key}: {line}" for line in found or look.differences()]

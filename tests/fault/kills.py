@@ -103,7 +103,10 @@ def steps(kind: str) -> list[str]:
             work = partial(_kill_at, made, KillAt(killer, place.number, when), recovers)
             found = judged(work) or look.differences()
             how = "recover" if recovers else "next start"
-            problems += [f"{when} step {place.number}, {place.step.explain()}, {how}: {line}" for line in found]
+            problems += [
+                f"{when} step {place.number}, {place.step.explain()}, {how}: {line}"
+                for line in found
+            ]
     killer.end()
     return problems
 
@@ -166,7 +169,10 @@ def running(kind: str) -> list[str]:
     problems = []
     for recovers in (True, False):
         found = judged(partial(_kill_running, made, world.container(kind), recovers))
-        problems += [f"killed while running, recovers {recovers}: {line}" for line in found or look.differences()]
+        problems += [
+            f"killed while running, recovers {recovers}: {line}"
+            for line in found or look.differences()
+        ]
     return problems
 
 
@@ -194,5 +200,3 @@ def process_ended(pidfd: int, patience: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise AssertionError("init lives on without its monitor")
         time.sleep(0.001)
-
-

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from atoll.plan import Placed
 
+
 # ----------------------------------------------------------------------------- A: every step fails
 def steps(kind: str) -> list[str]:
     """Each step fails, before and after it was applied: the error names it, and all is as before."""
@@ -37,7 +38,9 @@ def steps(kind: str) -> list[str]:
         for when in ("before", "after"):
             work = partial(_fail_at, made, place, when)
             found = judged(work) or look.differences()
-            problems += [f"{when} step {place.number}, {place.step.explain()}: {line}" for line in found]
+            problems += [
+                f"{when} step {place.number}, {place.step.explain()}: {line}" for line in found
+            ]
     return problems
 
 

@@ -94,7 +94,9 @@ def inverses(kind: str) -> list[str]:
 def _once(made: api.Container, sabotage: Sabotage, total: int) -> list[str]:
     sabotage.install(1)
     outcome = world.start_here(made)
-    return _reported(outcome.restored, sabotage, total) or _kept(made, sabotage) or _recovered(made, 1)
+    return (
+        _reported(outcome.restored, sabotage, total) or _kept(made, sabotage) or _recovered(made, 1)
+    )
 
 
 def _twice(made: api.Container, sabotage: Sabotage, total: int) -> list[str]:
@@ -129,8 +131,16 @@ def _failing_start(made: api.Container, sabotage: Sabotage, total: int) -> list[
         if error.restored is None:
             return ["the error does not say what was taken back"]
         if sabotage.cls.__name__ == "KillInit":  # tried at once, and again with the rest
-            return [] if error.restored == errors.Restored(total=total, undone=total) else [f"host {error.restored}"]
-        return _reported(error.restored, sabotage, total) or _kept(made, sabotage) or _recovered(made, 1)
+            return (
+                []
+                if error.restored == errors.Restored(total=total, undone=total)
+                else [f"host {error.restored}"]
+            )
+        return (
+            _reported(error.restored, sabotage, total)
+            or _kept(made, sabotage)
+            or _recovered(made, 1)
+        )
     return ["the start succeeded"]
 
 

@@ -209,7 +209,9 @@ def take() -> snapshot.HostSnapshot:
         "file": files,
         "of the test process": snapshot._self,
     }
-    return snapshot.HostSnapshot({name: dict(snapshot._numbered(look())) for name, look in sections.items()})
+    return snapshot.HostSnapshot(
+        {name: dict(snapshot._numbered(look())) for name, look in sections.items()}
+    )
 
 
 def ip(*arguments: str) -> str:

@@ -42,10 +42,14 @@ def device(place: Path, atoll_command: list[str]) -> Iterator[str]:
     subprocess.run(["losetup", "-d", found.stdout.strip()], check=True)
 
 
-def execute(atoll: list[str], path: Path, device: str, *more: str) -> subprocess.CompletedProcess[str]:
+def execute(
+    atoll: list[str], path: Path, device: str, *more: str
+) -> subprocess.CompletedProcess[str]:
     """Run `mount` on the device's root."""
     config = path / "config"
-    config.write_text(f"lxc.rootfs.path = {device}\nlxc.net.0.type = empty\nlxc.mount.auto = proc\n")
+    config.write_text(
+        f"lxc.rootfs.path = {device}\nlxc.net.0.type = empty\nlxc.mount.auto = proc\n"
+    )
     command = [*atoll, "lxc-execute", "-n", "x", "-P", str(path), "-f", str(config), *more]
     return subprocess.run(
         [*command, "--", "sh", "-c", "id -u; cat /proc/self/uid_map; mount"],

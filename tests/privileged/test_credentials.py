@@ -176,7 +176,9 @@ def test_signals_are_as_for_a_fresh_program() -> None:
     process.ignore_signal(13)
     steps = credentials.signal_mask(Config.empty(), HOST, START, mask=process.signal_bits(15))
     answer = in_child(steps, lambda _h: status("SigBlk", "SigIgn", "SigCgt"))
-    masks = {name: int(mask, 16) for name, _, mask in (word.partition("=") for word in answer.split())}
+    masks = {
+        name: int(mask, 16) for name, _, mask in (word.partition("=") for word in answer.split())
+    }
     internal = process.signal_bits(32, 33)  # the C library's own, which nobody may touch
     assert {name: mask & ~internal for name, mask in masks.items()} == {
         "SigBlk": 1 << 14,

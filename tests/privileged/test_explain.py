@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -155,7 +156,7 @@ def test_what_is_printed_is_what_is_done(made: Any, atoll_command: list[str]) ->
         tool(atoll_command, "lxc-stop", "-k", "-P", LXCPATH, "-n", "c1")
     with open(log) as file:
         found = re.findall(r" - step (\d+) ([\w-]+) (monitor|init): (.*)", file.read())
-    ending = [n for n, step in enumerate(found) if step[1] == "stop"][0]
+    ending = next(n for n, step in enumerate(found) if step[1] == "stop")
     done = [(int(number), phase, side, same(text)) for number, phase, side, text in found[:ending]]
     wanted = [(step["number"], step["phase"], step["side"], same(step["text"])) for step in plan]
     assert done == wanted
@@ -173,7 +174,9 @@ def test_the_text_and_the_data_say_the_same(made: Any, atoll_command: list[str])
     text = tool(atoll_command, *insert(started.words, "--explain"), user=started.user)
     head, *lines = text.splitlines()
     phases = list(dict.fromkeys(step["phase"] for step in plan))
-    known = re.fullmatch(r"c1: (\d+) steps in (\d+) phases, in this order; nothing is done now", head)
+    known = re.fullmatch(
+        r"c1: (\d+) steps in (\d+) phases, in this order; nothing is done now", head
+    )
     assert known is not None
     assert int(known[1]) == len(plan) == len(lines) - len(phases)
     expected: list[str] = []
@@ -310,7 +313,11 @@ def harmless(name: str, rest: str, sockets: bool) -> bool:
 )
 def test_no_system_call_changes_anything(words: list[str], atoll_command: list[str]) -> None:
     scene()
-    make("c1", VETH + "lxc.hook.mount = /bin/false\nlxc.mount.fstab = /mnt/fstab\nlxc.log.file = /mnt/log\n")
+    make(
+        "c1",
+        VETH
+        + "lxc.hook.mount = /bin/false\nlxc.mount.fstab = /mnt/fstab\nlxc.log.file = /mnt/log\n",
+    )
     write("/mnt/fstab", "tmpfs mnt tmpfs create=dir 0 0\n")
     shared = "--share-net=other" in words
     if shared:
@@ -318,7 +325,9 @@ def test_no_system_call_changes_anything(words: list[str], atoll_command: list[s
         tool(atoll_command, "lxc-start", "-P", LXCPATH, "-n", "other")
     tool(atoll_command, *words)  # Python writes its cache
     before = snapshot.HostSnapshot.take("/mnt")
-    printed = tool(["strace", "-f", "-qq", "-o", "/dev/fd/2", *atoll_command], *words) if False else ""
+    printed = (
+        tool(["strace", "-f", "-qq", "-o", "/dev/fd/2", *atoll_command], *words) if False else ""
+    )
     with open("/run/trace", "wb") as trace:
         done = subprocess.run(
             ["strace", "-f", "-o", f"/proc/self/fd/{trace.fileno()}", *atoll_command, *words],
@@ -344,12 +353,17 @@ def test_the_judge_of_traces_sees_changes() -> None:
         'mkdir("/x", 0777) = 0', 'openat(AT_FDCWD, "/x", O_WRONLY|O_CREAT|O_CLOEXEC, 0666) = 3',
         'openat(AT_FDCWD, "/x", O_RDWR|O_CLOEXEC) = 3', "clone3({flags=CLONE_NEWNS}, 88) = 7",
         'mount("a", "b", "c", 0, NULL) = 0', "socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE) = 3",
-        "socket(AF_UNIX, SOCK_STREAM, 0) = 3", 'write(3, "x", 1) = 1', "unlink(\"/x\") = 0", "ioctl(3, TCSETS, {}) = 0",
+        "socket(AF_UNIX, SOCK_STREAM, 0) = 3", 'write(3, "x", 1) = 1', 'unlink("/x") = 0', "ioctl(3, TCSETS, {}) = 0",
         "fcntl(3, F_SETLK, {}) = 0", "prlimit64(0, RLIMIT_NOFILE, {}, NULL) = 0", "<... mkdir resumed>) = 0",
         "bind(3, {}, 8) = 0", "prctl(PR_SET_NAME, x) = 0", "kill(1, 9) = 0", "vfork() = 9",
     ):  # fmt: skip
         assert mutations(f"12345 {line}", sockets=False) == [f"12345 {line}"]
-    assert mutations('1 openat(AT_FDCWD, "/x", O_RDONLY|O_CLOEXEC) = 3\n1 +++ exited with 0 +++', False) == []
+    assert (
+        mutations(
+            '1 openat(AT_FDCWD, "/x", O_RDONLY|O_CLOEXEC) = 3\n1 +++ exited with 0 +++', False
+        )
+        == []
+    )
     assert mutations('1 bind(3, {sa_family=AF_UNIX, sun_path=@"/mnt/lxc/x"}, 9) = 0', True) != []
 
 
@@ -384,7 +398,7 @@ def test_timeline(name: str, atoll_command: list[str]) -> None:
     ]
     for side in ("monitor", "init"):  # one after another on each side
         own = [e for e in steps if e["tid"] == rows[side]]
-        assert all(a["ts"] + a["dur"] <= b["ts"] + 0.01 for a, b in zip(own, own[1:], strict=False))
+        assert all(a["ts"] + a["dur"] <= b["ts"] + 0.01 for a, b in itertools.pairwise(own))
     phases = {(e["name"], e["tid"]): e for e in events if e["cat"] == "phase"}
     assert set(phases) == {(step["phase"], rows[step["side"]]) for step in plan}
     for event, step in zip(steps, plan, strict=True):

@@ -238,7 +238,9 @@ class _Joining(Record):
         except HostError as error:
             os.write(
                 2,
-                f"{self.entry.caller}: {self.target.name}: {error.message}\n".encode("utf-8", "surrogateescape"),
+                f"{self.entry.caller}: {self.target.name}: {error.message}\n".encode(
+                    "utf-8", "surrogateescape"
+                ),
             )
             os._exit(127 if error.errno in (None, 2) else 126)
         os._exit(127)

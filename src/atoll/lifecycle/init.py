@@ -85,7 +85,9 @@ class TakeStdio(InitStep):
         if peer is not None and self.owner:
             try:
                 files.chown(peer.fileno(), self.owner, -1)
-            except OSError as error:  # an id without a mapping: becoming it fails later, with better words
+            except (
+                OSError
+            ) as error:  # an id without a mapping: becoming it fails later, with better words
                 h.report(DEBUG, f"cannot give the console to uid {self.owner}: {reason(error)}")
         if self.given is None:
             self._take_one(peer)

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         def turn(self, container: Running, source: SignalSource) -> None:
             """One round of the loop; it may end in an exec."""
 
+
 log = get_logger(__name__)
 
 UNBLOCKED = ("SIGILL", "SIGSEGV", "SIGBUS")
@@ -412,9 +413,7 @@ class Running:
         if self._leases is not None:
             self._leases.release(tty)
 
-    def console_log(
-        self, *, clear: bool, read: bool, limit: int, write_file: bool
-    ) -> bytes | None:
+    def console_log(self, *, clear: bool, read: bool, limit: int, write_file: bool) -> bytes | None:
         """The ring buffer; None when there is none."""
         ring = self.relay.ring if self.relay is not None else None
         if ring is None or self.relay is None:
@@ -508,7 +507,11 @@ class SignalSource:
     """Signals of this process as events: blocked, read from a signalfd, handed to the containers owned."""
 
     def __init__(
-        self, loop: Loop, containers: Sequence[Running], *, before: tuple[OwnedFd, int] | None = None
+        self,
+        loop: Loop,
+        containers: Sequence[Running],
+        *,
+        before: tuple[OwnedFd, int] | None = None,
     ) -> None:
         """`before`: signalfd and former mask of the source that this process had before an exec, which kept the mask."""
         mask = ~process.signal_bits(*(process.SIGNALS[name] for name in UNBLOCKED))
@@ -638,4 +641,3 @@ def _make_run_directory(journals: str) -> None:
 def journal_path(host: Host, lxcpath: str, name: str) -> str:
     """Where the journal of a container is kept: one file a container, named by path and name."""
     return f"{host.run_directory}/journal/{commands.fnv1a(os.fsencode(lxcpath)):016x}-{name}"
-

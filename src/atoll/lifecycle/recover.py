@@ -39,7 +39,9 @@ def all_dead(host: Host) -> list[Recovered]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise HostError(f"cannot look for journals in {directory}: {reason(error)}", errno=error.errno) from error
+        raise HostError(
+            f"cannot look for journals in {directory}: {reason(error)}", errno=error.errno
+        ) from error
     found = [_one_or_why_not(f"{directory}/{name}") for name in names]
     return [recovered for recovered in found if recovered is not None]
 
@@ -63,7 +65,9 @@ def one(path: str) -> Recovered | None:
     except (FileNotFoundError, BlockingIOError):
         return None  # nothing is there, or its monitor lives
     except OSError as error:
-        raise HostError(f"cannot open the journal {path}: {reason(error)}", errno=error.errno) from error
+        raise HostError(
+            f"cannot open the journal {path}: {reason(error)}", errno=error.errno
+        ) from error
     with journal:
         text = read_all(journal)
         if "\n" not in text:

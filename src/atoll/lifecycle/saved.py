@@ -115,7 +115,9 @@ class Saved:
         """What text() wrote. Raises ValueError for another magic line."""
         lines = text.split("\n")
         if lines[0] != magic:
-            raise ValueError(f"this version reads {magic!r}, and the monitor was parked by {lines[0][:40]!r}")
+            raise ValueError(
+                f"this version reads {magic!r}, and the monitor was parked by {lines[0][:40]!r}"
+            )
         saved = cls(magic)
         for line in lines[1:]:
             name, tab, rest = line.partition("\t")

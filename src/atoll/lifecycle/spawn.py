@@ -90,7 +90,9 @@ class Link:
         """The text and descriptors sent under `name`. Raises HostError when something else comes."""
         frame = self._waiting.pop(name, None) or self.receive()
         if frame.kind != FDS or frame.name != name:
-            raise HostError(f"expected the descriptors of {name}, got {frame.kind or 'end of file'} {frame.name}")
+            raise HostError(
+                f"expected the descriptors of {name}, got {frame.kind or 'end of file'} {frame.name}"
+            )
         return frame.text, list(frame.fds)
 
     def fileno(self) -> int:
@@ -204,7 +206,9 @@ def _clone_in_shared(h: Handler, flags: int, entry: object) -> Child:
         process.wait_pidfd(joiner.pidfd.fileno())
     ours.close()
     if not data:
-        raise HostError("cannot join the shared namespaces: the helper process failed (its message stands above)")
+        raise HostError(
+            "cannot join the shared namespaces: the helper process failed (its message stands above)"
+        )
     return process.Child(pid=int(data), pidfd=fds[0])
 
 
@@ -473,7 +477,9 @@ def _last_phase(pid: int) -> str:
 def _death(status: ExitStatus | None) -> str:
     if status is None:
         return "went away"
-    return f"exited with {status.value}" if status.exited else f"was killed by signal {status.value}"
+    return (
+        f"exited with {status.value}" if status.exited else f"was killed by signal {status.value}"
+    )
 
 
 def _take_spans(text: str, observers: Sequence[Observer]) -> None:
@@ -500,8 +506,9 @@ class AwaitExec(HostStep):
             handle_frame(h, frame, "ready", places)
         status = process.wait_pidfd(h[CHILD].pidfd.fileno(), block=False, reap=False)
         if status is not None and not status.exited:
-            raise HostError(f"init was killed by signal {status.value} before or while it was executed")
+            raise HostError(
+                f"init was killed by signal {status.value} before or while it was executed"
+            )
         link = h.take(SYNC)
         if link is not None:
             link.close()  # type: ignore[attr-defined]  # the monitor's own Link
-

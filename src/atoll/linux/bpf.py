@@ -60,7 +60,9 @@ _CONTEXT, _KIND, _WANTED, _MAJOR, _MINOR = 1, 2, 3, 4, 5  # registers
 _RESULT: Final = 0
 
 _NAME: Final = b"atoll_devices"  # what bpftool shows
-_LICENSE: Final = b"Apache-2.0\0"  # no function of the kernel's is called, so it needs not be the kernel's
+_LICENSE: Final = (
+    b"Apache-2.0\0"  # no function of the kernel's is called, so it needs not be the kernel's
+)
 # The beginnings of union bpf_attr.
 _LOAD: Final = struct.Struct("=IIQQIIQII16s")
 _ATTACH: Final = struct.Struct("=IIIII")
@@ -130,7 +132,9 @@ def _rule(rule: DeviceRule) -> bytes:
         tests.append((_MINOR, rule.minor))
     text = b""
     for left, (register, value) in zip(range(len(tests) - 1, -1, -1), tests, strict=True):
-        beyond = left + len(decide) // 8  # instructions to jump over: the other tests, then what is decided
+        beyond = (
+            left + len(decide) // 8
+        )  # instructions to jump over: the other tests, then what is decided
         text += instruction(JNE_IMM, dst=register, offset=beyond, value=value)
     return text + decide
 

@@ -191,7 +191,9 @@ class _Data:
 
     def words(self, *values: int) -> int:
         """64-bit numbers."""
-        return self.add(struct.pack(f"<{len(values)}Q", *[value & (1 << 64) - 1 for value in values]))
+        return self.add(
+            struct.pack(f"<{len(values)}Q", *[value & (1 << 64) - 1 for value in values])
+        )
 
     def strings(self, texts: Sequence[str]) -> int:
         """What execve(2) takes: pointers to strings, and a null."""
@@ -299,7 +301,9 @@ def _x86_64(places: Mapping[str, int]) -> bytes:
     do("49 83 c5 18")  # add r13, 24          the next command
     do("49 83 7d 00 00")  # cmp qword [r13], 0
     to("0f 85", "try")  # jne try
-    do("41 bd", places["commands"])  # mov r13d, commands   all were tried: wait, and again from the first
+    do(
+        "41 bd", places["commands"]
+    )  # mov r13d, commands   all were tried: wait, and again from the first
     do("b8", 35)  # mov eax, nanosleep
     do("bf", places["pause"])  # mov edi, pause
     do("31 f6")  # xor esi, esi
@@ -491,7 +495,9 @@ def memory_file(name: str, content: bytes, *, executable: bool = False) -> Owned
 def _memfd_create(name: str, flags: int) -> int:
     try:
         return os.memfd_create(name, flags)
-    except OSError as error:  # before Linux 6.3 there is no MFD_EXEC, and everything can be executed
+    except (
+        OSError
+    ) as error:  # before Linux 6.3 there is no MFD_EXEC, and everything can be executed
         if error.errno != errno.EINVAL or not flags & _MFD_EXEC:
             raise
     return os.memfd_create(name, flags & ~_MFD_EXEC)

@@ -81,7 +81,10 @@ class PinRootfs(HostStep):
         try:
             return files.open_fd(self.path, os.O_TMPFILE | os.O_RDWR, 0o600)
         except OSError as error:
-            if error.errno not in (EOPNOTSUPP, EISDIR):  # the file system's answer, and an old kernel's
+            if error.errno not in (
+                EOPNOTSUPP,
+                EISDIR,
+            ):  # the file system's answer, and an old kernel's
                 raise
         place = f"{self.path}/{PIN_NAME}"
         fd = files.open_fd(place, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)

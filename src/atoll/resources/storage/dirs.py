@@ -199,7 +199,9 @@ class MountHostImage(InitStep):
         for name in ("proc", "sys", "dev", "run", "tmp", "mnt", "media"):
             files.mkdir(f"{target}/{name}", 0o755)
         os.chmod(f"{target}/tmp", 0o1777)
-        layers = f"{target}/mnt"  # of the overlays, which hold on to it when it is no more to be seen
+        layers = (
+            f"{target}/mnt"  # of the overlays, which hold on to it when it is no more to be seen
+        )
         mount.mount("tmpfs", layers, "tmpfs", data="mode=755")
         for name in sorted(names):
             if name not in SKIPPED_TOP:

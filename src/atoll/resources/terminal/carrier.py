@@ -301,7 +301,9 @@ class Relay:
             self._output = _End(stdout, os.O_WRONLY)
             if stdin >= 0 and _in_background(stdin):
                 self._behind = stdin
-                edge = READ | select.EPOLLET  # once a line, whoever reads it: not every shell sends SIGCONT
+                edge = (
+                    READ | select.EPOLLET
+                )  # once a line, whoever reads it: not every shell sends SIGCONT
                 self.loop.watch(stdin, lambda _events: self.come_forward(), events=edge)
             elif stdin >= 0:
                 self._take_input(stdin)
