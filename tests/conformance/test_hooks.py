@@ -1,4 +1,4 @@
-"""The same hook scripts under Debian's LXC and under ours: order, arguments, environment, directory, namespaces."""
+"""The same hook scripts under Debian's LXC and under ours: order, arguments, environment, directory, descriptors, namespaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCRIPT = r"""#!/bin/busybox sh
   echo "directory $(pwd)"
   echo "umask $(umask)"
   echo "ids $(id -u) $(id -g) $(id -G)"
-  echo "descriptors" $(cd /proc/$$/fd 2>/dev/null && for f in *; do case $f in 1|3) ;; *) echo "$f:$(readlink $f | tr -d 0-9)";; esac; done)
+  echo "descriptors" $(cd /proc/$$/fd 2>/dev/null && for f in *; do t=$(readlink $f | tr -d 0-9); case $f:$t in 1:*|[3-9]:) ;; *) echo "$f:$t";; esac; done)
   echo "root $(ls -d /bin/quick 2>/dev/null)"
   for n in mnt uts ipc net pid cgroup; do echo "namespace $n $(readlink /proc/$$/ns/$n)"; done
   echo "hostname $(hostname)"
@@ -44,7 +44,9 @@ class Life:
         self.rootfs = rootfs
         self.log = f"{lxcpath}/log"
 
-    def define(self, *lines: str, failing: str = "", version: int = 0) -> None:
+    def define(
+        self, *lines: str, failing: str = "", version: int = 0, base: str = tools.CONFIG
+    ) -> None:
         for point in OUTSIDE:
             text = SCRIPT.replace("LOG", self.log).replace(
                 "STATUS", "3" if point == failing else "0"
@@ -61,7 +63,7 @@ class Life:
         ]
         tools.define(
             self.lxcpath, "c", self.rootfs, "lxc.hook.start = /bin/start-hook", f"lxc.hook.version = {version}", *hooks,
-            "lxc.environment = FROM=configuration", *lines,
+            "lxc.environment = FROM=configuration", *lines, base=base,
         )  # fmt: skip
 
     def seen(self, own: dict[str, str]) -> str:
@@ -134,14 +136,21 @@ def differs(name: str, pattern: str, instead: str = "") -> tuple[str, re.Pattern
 
 MASKS = (
     differs("namespaces in the environment of hooks", r"^LXC_(MNT|PID|UTS|IPC|NET|CGROUP|USER|TIME)_NS=/proc/…/fd/…\n"),
+    differs("input of start hooks", r"^(descriptors 0:)(?:/dev/pts/|/dev/null)( 10:/bin/start-hook)", r"\1…\2"),
+    differs("descriptors in hooks", r" \d+:socket:\[\]"),
 )  # fmt: skip
+AFTER_A_REBOOT = (
+    differs("environment after a reboot", r"^(LXC_PID=…|LXC_TARGET=reboot|container_ttys=.*)\n"),
+)
 
 
-def compare(seen: dict[str, str], *points: str) -> None:
+def compare(
+    seen: dict[str, str], *points: str, masks: tuple[tuple[str, re.Pattern[str], str], ...] = ()
+) -> None:
     """The same, and these points in this order."""
     masked = {}
     for maker, text in seen.items():
-        for _name, pattern, instead in MASKS:
+        for _name, pattern, instead in (*MASKS, *masks):
             text = pattern.sub(instead, text)
         masked[maker] = text.splitlines()
     debian, other = masked[tools.DEBIAN], masked[tools.makers()[-1]]
@@ -180,7 +189,9 @@ def test_a_life_in_the_foreground(life: Life) -> None:
 def test_a_reboot(life: Life) -> None:
     life.define()
     tools.write(f"{life.rootfs}/bin/rebooting", tools.QUICK_INIT, 0o755)
-    compare(run(life, "lxc-start -n c -- /bin/rebooting"), *LIFE, *LIFE, "c", "c")
+    compare(
+        run(life, "lxc-start -n c -- /bin/rebooting"), *LIFE, *LIFE, "c", "c", masks=AFTER_A_REBOOT
+    )
 
 
 def test_all_values_that_hooks_are_told(life: Life) -> None:
@@ -220,18 +231,63 @@ def test_network_scripts(life: Life, version: int) -> None:
     life.define(
         "lxc.net.0.type = veth", "lxc.net.0.link = lxcbr0", "lxc.net.0.flags = up", "lxc.net.0.hwaddr = 00:16:3e:11:22:33",
         f"lxc.net.0.script.up = {life.lxcpath}/up up", f"lxc.net.0.script.down = {life.lxcpath}/down down",
-        f"lxc.net.1.type = empty\nlxc.net.1.script.up = {life.lxcpath}/up up-empty", version=version,
+        "lxc.net.1.type = empty", f"lxc.net.1.script.up = {life.lxcpath}/up up-empty",
+        base=tools.CONFIG.replace("lxc.net.0.type = empty\n", ""), version=version,
     )  # fmt: skip
-    points = (
-        "pre-start",
+    seen = run(life, "lxc-start -n c")
+    lives = {maker: sections(text) for maker, text in seen.items()}
+    expected = [
+        *LIFE[:1],
         "up",
         "up-empty",
-        "pre-mount",
-        "mount",
-        "autodev",
-        "start-host",
+        *LIFE[1:5],
         "down",
         "stop",
         "post-stop",
+        "c" if version == 0 else "",
+    ]
+    assert list(lives[tools.DEBIAN]) == expected
+    _name, _pattern, _instead = differs("stop hooks before down scripts", "")
+    assert sorted(lives[tools.makers()[-1]]) == sorted(expected)
+    for point in expected:
+        debian, other = (
+            network_mask(point, lives[maker][point]) for maker in (tools.DEBIAN, tools.makers()[-1])
+        )
+        assert other == debian, point
+    down = lives[tools.DEBIAN]["down"]
+    if version == 0:
+        assert (
+            "argument c\nargument net\nargument down\nargument veth\nargument lxcbr0\nargument veth…\n"
+            in down
+        )
+    else:
+        assert "argument veth\nargument lxcbr0\nargument veth…\n" in down
+        for line in (
+            "LXC_NET_TYPE=veth",
+            "LXC_NET_PARENT=lxcbr0",
+            "LXC_NET_PEER=veth…",
+            "LXC_HOOK_TYPE=down",
+            "LXC_HOOK_SECTION=net",
+        ):
+            assert f"{line}\n" in down
+
+
+def sections(text: str) -> dict[str, str]:
+    """What each hook and script wrote, by its name."""
+    return {
+        name: rest
+        for name, _newline, rest in (part.partition("\n") for part in text.split("=== ")[1:])
+    }
+
+
+def network_mask(point: str, text: str) -> str:
+    """Without what Debian's LXC leaves in its environment for whoever comes next."""
+    for _name, pattern, instead in MASKS:
+        text = pattern.sub(instead, text)
+    _name, leak, _instead = differs("environment after a network script", r"^LXC_NET_\w+=.*\n")
+    _name, target, _instead = differs("target of down scripts", r"^LXC_TARGET=stop\n")
+    if point == "up-empty":
+        return re.sub(r"(?m)^LXC_NET_P\w+=.*\n", "", text)
+    return (
+        target.sub("", text) if point == "down" else leak.sub("", text) if point != "up" else text
     )
-    compare(run(life, "lxc-start -n c"), *points, "c" if version == 0 else "")

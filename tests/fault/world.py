@@ -179,7 +179,7 @@ class Look:
     def __init__(self) -> None:
         self.before = take()
 
-    def differences(self, patience: float = 3.0) -> list[str]:
+    def differences(self, patience: float = float(os.environ.get("PATIENCE", "3"))) -> list[str]:
         """What remains different: the kernel needs some time for namespaces, process 1 for orphans."""
         deadline = time.monotonic() + patience
         pause = 0.001

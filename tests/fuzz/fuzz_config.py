@@ -33,7 +33,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__f
 
 def read(data: bytes) -> None:
     """One input: files, then everything that can be done with a configuration."""
-    owners.nearest = nearest if len(data) % 16 == 0 else no_suggestion  # type: ignore[assignment]  # the fuzzer exchanges a slow part
+    vars(owners)["nearest"] = nearest if len(data) % 16 == 0 else no_suggestion
     contents = data.split(SEPARATOR, len(NAMES) - 1)
     for name, content in zip(NAMES, contents + [b""] * len(NAMES), strict=False):
         with open(name, "wb") as file:

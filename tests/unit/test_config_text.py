@@ -369,6 +369,10 @@ def test_clearing_nics():
     assert refused("lxc.net = v").key == "lxc.net"
 
 
+def test_clearing_a_key_of_no_network_makes_none():
+    assert parse("lxc.net.0.link =")[Network].nics == ()
+
+
 def test_hardware_address_is_completed_once_and_saved():
     config = parse("lxc.net.0.type = veth", "  lxc.net.0.hwaddr =  xX:16:3e:xx:XX:xx ")
     address = config[Network].nics[0].hwaddr

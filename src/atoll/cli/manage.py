@@ -124,17 +124,21 @@ def _start(call: Call, container: api.Container, wish: Wish, *, pidfile: str | N
     _log_as_configured(call, container.config)
     timing, path = Timing(), call.file("timeline")
     observers = (timing,) if path else ()
-    if path:  # a path that cannot be written is found out before the start
-        _write_timeline(path, timing)
 
-    def running() -> None:
+    def note() -> None:
         if path:
             _write_timeline(path, timing)
 
+    note()  # a path that cannot be written is found out before the start
     if wish.daemon:
-        container.start(wish, observers=observers, pidfile=pidfile, running=running)
+        container.start(wish, observers=observers, pidfile=pidfile, running=note)
         return EXIT_OK
-    return container.start_here(wish, observers=observers, ready=running, pidfile=pidfile).exit_code
+    try:
+        outcome = container.start_here(wish, observers=observers, ready=note, pidfile=pidfile)
+    except AtollError:
+        note()  # how far it came
+        raise
+    return outcome.exit_code
 
 
 def _container(call: Call, name: str | None = None) -> api.Container:
@@ -171,6 +175,8 @@ def _keys_of_options(call: Call) -> list[str]:
 
 def _log_as_configured(call: Call, config: Config) -> None:
     """lxc.log.file and lxc.log.level, which never override -o and -l."""
+    if not config.mentions("lxc.log"):
+        return
     from atoll.resources.lifetime import Log
 
     section = config[Log]

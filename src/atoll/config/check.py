@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from atoll.config import owners
 from atoll.config.keys import WHITE, Many, Pairs
-from atoll.config.text import INCLUDE, Config, LegacyName, load
+from atoll.config.text import INCLUDE, LONG, Config, LegacyName, load
 from atoll.errors import ConfigError, Origin
 from atoll.records import Record
 
@@ -160,7 +160,7 @@ def from_error(
                     sources,
                     origin,
                     severity=severity,
-                    message=f"cannot set {key} = {word}: {why}",
+                    message=f"cannot set {key} = {word[:LONG]}: {why[:LONG]}",
                     key=key,
                     suggestion=_suggest(target.key, word),
                     token=word,

@@ -36,6 +36,8 @@ INCLUDE_LIMIT = 1000
 DEPTH_LIMIT = 64
 NAME_WORDS = 6
 """Words that the name of a key has at most: lxc.cgroup.dir.container.inner has five."""
+LONG = 400
+"""Characters of a path, a reason or a line that a message has at most."""
 PROBLEM_LIMIT = 100
 """Problems that are collected; the next one is raised."""
 
@@ -326,7 +328,7 @@ class _Reader:
                 )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"cannot read the configuration {path}: {_why(error)}", key=INCLUDE if included else None,
+                f"cannot read the configuration {_short(path, LONG)}: {_why(error)}", key=INCLUDE if included else None,
                 origin=included, fix=_permission(path) if isinstance(error, PermissionError) else None,
             ) from error  # fmt: skip
         names = [name for name, _identity in self._chain]
@@ -354,7 +356,9 @@ class _Reader:
             return  # a directory for drop-ins need not exist
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"cannot read the directory {path}: {_why(error)}", key=INCLUDE, origin=origin
+                f"cannot read the directory {_short(path, LONG)}: {_why(error)}",
+                key=INCLUDE,
+                origin=origin,
             ) from error
         if entries is None:
             self.read_file(path, origin)
@@ -386,7 +390,7 @@ class _Reader:
 
     def _line(self, stripped: str, line: str, file: str, number: int) -> tuple[str | None, str]:
         """Take in one `lxc.` line; its present key, and the line as it is to be saved."""
-        origin = Origin(file=file, line=number, text=_short(stripped, 400))
+        origin = Origin(file=file, line=number, text=_short(stripped, LONG))
         name, equals, rest = stripped.partition("=")
         name = name.rstrip(WHITE)
         if not equals:
@@ -489,7 +493,7 @@ class _Reader:
         except ValueError as error:
             shown = f"{name} = {value}" if value else f"{name} to nothing"
             raise ConfigError(
-                f"cannot set {_short(shown)}: {error}", key=name, origin=origin
+                f"cannot set {_short(shown)}: {_short(str(error), LONG)}", key=name, origin=origin
             ) from error
         self.assignments.append(Assignment(key=name, value=value, origin=origin))
 
@@ -505,6 +509,8 @@ def _assign_numbered(target: Target, state: State, value: str, origin: Origin) -
             state.get(field, {}).pop(target.index, None)
         return
     held = state.setdefault(field, {})
+    if not value and target.index not in held:
+        return  # there is nothing to clear, and nothing to make
     one: State = held.get(target.index, {})
     target.key.assign(one, value, origin)
     held[target.index] = one
@@ -555,7 +561,11 @@ def unquoted(value: str) -> str:
 
 def _complete(key: str, value: str) -> str:
     """A hardware address with a random hexadecimal digit for every x, so that a save keeps it; never a multicast one."""
-    if not key.endswith(".hwaddr") or "x" not in value.lower():
+    if (
+        not key.endswith(".hwaddr")
+        or len(value) > len("00:16:3e:xx:xx:xx")
+        or "x" not in value.lower()
+    ):
         return value
     digits = os.urandom(len(value))
     return "".join(

@@ -346,7 +346,7 @@ def _clone(c: Context, facts: Facts) -> Phase:
         monitor=flatten(
             hooks.child_environment(*c),
             limits.core_scheduling(*c),
-            namespaces.keep(*c) if _makes_links(c) else None,
+            namespaces.keep(*c) if _keeps_namespaces(c) else None,
             idmap.write(*c),
             cgroup.enter(*c, system=facts.cgroup_system),
         ),
@@ -364,7 +364,7 @@ def _network(c: Context) -> Phase:
             credentials.drop_reboot(*c),
         ),
         monitor=flatten(
-            namespaces.keep_net(*c) if _makes_links(c) else None,
+            namespaces.keep_net(*c) if _keeps_namespaces(c) else None,
             network.create(*c),
             limits.proc_files(*c),
             limits.resource_limits(*c),
@@ -449,21 +449,17 @@ def _fds(c: Context) -> Phase:
         init=flatten(terminal.send(*c)),
         monitor=flatten(
             terminal.log_file(*c),
-            _keep_rest(c),
+            namespaces.keep_later(*c) if _keeps_namespaces(c) else None,
         ),
     )
 
 
-def _makes_links(c: Context) -> bool:
-    """The monitor needs init's network namespace as soon as it is there."""
-    return bool(network.create(*c))
+def _keeps_namespaces(c: Context) -> bool:
+    """They outlive init for those who work on them: links as soon as they are there, hooks when init has ended.
 
-
-def _keep_rest(c: Context) -> tuple[HostStep, ...]:
-    """Namespaces outlive init for those who work on them when it has ended: links, stop hooks, network scripts."""
-    if _makes_links(c):
-        return namespaces.keep_later(*c)
-    return namespaces.keep_all(*c) if _has_programs(c[0]) else ()
+    As soon as they are there, too, because the stop hooks also run for a start that failed.
+    """
+    return _has_programs(c[0]) or bool(network.create(*c))
 
 
 def _ready(c: Context, facts: Facts, wish: Wish) -> Phase:

@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 
-from atoll.errors import AtollError, HostError, reason
+from atoll.errors import AtollError, HostError, StepError, reason
 from atoll.executor import Timing, blame, run
 from atoll.linux import files, process
 from atoll.log import get_logger
@@ -366,10 +366,15 @@ def conduct(
         _await_init(h, part, places, observers)
         if part is meeting[-1]:
             h[EXECUTING] = True
-        run(part.places, h, total=total, observers=observers, journal=journal)
+        try:
+            run(part.places, h, total=total, observers=observers, journal=journal)
+        except StepError as error:
+            if part is meeting[-1]:  # init may have been executed, and have ended
+                raise
+            raise _cause(h, error, part, places) from error
         if part in meeting[-2:-1]:
             h[LAST_STRETCH] = True
-        _let_go(h, part)
+        _let_go(h, part, places)
     for observer in observers:
         if isinstance(observer, Timing):
             observer.infer_exec()
@@ -390,11 +395,15 @@ def _await_init(
     try:
         await_reached(h, part.phase, places, observers)
     except OSError as error:
-        what = f"cannot talk to init in phase {part.phase}: {reason(error)}"
-        raise _blame_init(HostError(what, errno=error.errno), part.phase, places) from error
+        raise _deaf(error, part, places) from error
 
 
-def _let_go(h: Handler, part: Part) -> None:
+def _deaf(error: OSError, part: Part, places: Sequence[Placed]) -> AtollError:
+    what = f"cannot talk to init in phase {part.phase}: {reason(error)}"
+    return _blame_init(HostError(what, errno=error.errno), part.phase, places)
+
+
+def _let_go(h: Handler, part: Part, places: Sequence[Placed]) -> None:
     link = h.get(SYNC)
     if link is None:  # init was executed
         return
@@ -402,6 +411,22 @@ def _let_go(h: Handler, part: Part) -> None:
         link.send(GO, part.phase)  # type: ignore[attr-defined]  # the monitor's own Link
     except BrokenPipeError:
         log.debug("init is gone after phase %s; what it said last tells why", part.phase)
+    except OSError as error:
+        raise _deaf(error, part, places) from error
+
+
+def _cause(h: Handler, error: StepError, part: Part, places: Sequence[Placed]) -> AtollError:
+    """Why a step of the monitor failed: when init is dead by then, that is why, and what it said last tells more."""
+    link: Link = h[SYNC]  # type: ignore[assignment]  # the monitor's own Link
+    try:
+        if process.wait_pidfd(h[CHILD].pidfd.fileno(), block=False, reap=False) is None:
+            return error
+        while (frame := link.receive()).kind not in ("", FAILED):
+            for fd in frame.fds:
+                fd.close()
+    except OSError:
+        return error
+    return _failure(frame, places) if frame.kind else _silence(h, part.phase, places)
 
 
 def next_frame(h: Handler) -> Frame:

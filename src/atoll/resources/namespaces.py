@@ -320,15 +320,9 @@ def open_shared(
 
 
 def keep(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
-    """Right after the clone, where links are to be made: keep what the clone made, into NAMESPACES."""
+    """Right after the clone, where links are to be made or hooks want them: keep what the clone made, into NAMESPACES."""
     del config, host
     return (KeepNamespaces(names=_names(start.clone_namespaces)),)
-
-
-def keep_all(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:
-    """When init has made all of them, where nobody asked earlier: keep descriptors, into NAMESPACES."""
-    del config, host
-    return (KeepNamespaces(names=_names(start.namespaces)),)
 
 
 def keep_net(config: Config, host: Host, start: Start) -> tuple[HostStep, ...]:

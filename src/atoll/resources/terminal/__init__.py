@@ -18,7 +18,7 @@ from atoll.config.keys import Kind, Section, flag, key, number, text
 from atoll.errors import HostError
 from atoll.linux import files, mount
 from atoll.log import get_logger
-from atoll.plan import ROOTFS, SYNC, HostStep, InitStep, Slot
+from atoll.plan import HOOK_ENVIRONMENT, ROOTFS, SYNC, HostStep, InitStep, Slot
 from atoll.records import Record
 
 TYPE_CHECKING = False
@@ -449,6 +449,9 @@ class AllocateTtys(InitStep):
             pts.close()
             taken.append(Pty(ptmx=ptmx, name=name))
         h[TTYS] = tuple(taken)
+        variables = h.get(HOOK_ENVIRONMENT)
+        if variables is not None:  # start hooks are told what init is told
+            variables["container_ttys"] = " ".join(pty.name for pty in taken)
 
     def explain(self) -> str:
         """How many."""
