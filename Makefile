@@ -23,7 +23,8 @@ setup: ## make .venv with everything for development; installs Debian packages a
 	@tools/setup dev
 
 test: setup check ## lint, types and all tests, as root in an isolation of their own (TESTS=… for some)
-	$(PYTEST) $(TESTS)
+	$(PYTEST) $(if $(TESTS),$(TESTS),--ignore=tests/conformance)
+	$(if $(TESTS),,$(PYTEST) tests/conformance)
 
 check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff format --check --quiet .

@@ -1,4 +1,4 @@
-"""The same hook scripts under Debian's LXC and under ours: order, arguments, environment, directory, descriptors, namespaces."""
+"""The same hook scripts under Debian's LXC and under ours: order, arguments, environment, namespaces."""
 
 from __future__ import annotations
 

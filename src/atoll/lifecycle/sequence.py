@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from atoll.errors import Origin
     from atoll.host import Host
     from atoll.linux.proc import IdMapping
-    from atoll.plan import HostStep
     from atoll.resources import hooks, idmap, limits
 
     Context = tuple[Config, Host, Start]
