@@ -997,11 +997,15 @@ def test_one_in_another(atoll_command: list[str]) -> None:
 
 
 @needs("userns")
-def test_one_in_another_of_users(atoll_command: list[str]) -> None:
+def test_one_in_another_of_users(atoll_command: list[str], repository: str) -> None:
     inner = [*atoll_command, "run", "--name", "inner"]
+    shown = (
+        "--bind",
+        f"{repository}:{repository}:ro",
+    )  # a checkout below /tmp is not in the image of a user
     tool = Tool(atoll_command, user=USER)
     script = ("sh", "-c", "hostname; id -u; ls /usr/bin/env")
-    assert tool.run("--", *inner, "--", *script) == (0, "inner\n0\n/usr/bin/env\n", "")
+    assert tool.run(*shown, "--", *inner, "--", *script) == (0, "inner\n0\n/usr/bin/env\n", "")
     tool.unchanged()
 
 

@@ -258,7 +258,8 @@ def test_signals_are_reset_for_an_exec():
         process.default_signal(process.SIGHUP)
         assert not ignored() & process.signal_bits(process.SIGHUP)
         process.reset_signals()
-        assert ignored() == 0
+        internal = process.signal_bits(32, 33)  # the C library's own, which nobody may touch
+        assert ignored() & ~internal == 0
 
     in_child(check)
 
